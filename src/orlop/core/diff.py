@@ -1,0 +1,40 @@
+"""Differs: layers onto snapshots, and snapshots into layers (plugin type `io.containerd.differ.v1`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from orlop.core.descriptor import Descriptor
+from orlop.core.mount import Mount
+from orlop.core.scope import Scope
+from orlop.core.typed import Typed
+
+
+class Differ(Protocol):
+    async def apply(
+        self,
+        scope: Scope,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        payloads: Mapping[str, Typed] | None = None,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """Unpacks `layer` from the content store onto `mounts`; the answer's digest is the diff id.
+
+        Raises Unimplemented for mounts or media types of another differ.
+        """
+
+    async def compare(
+        self,
+        scope: Scope,
+        lower: Sequence[Mount],
+        upper: Sequence[Mount],
+        *,
+        media_type: str = "",
+        ref: str = "",
+        labels: Mapping[str, str] | None = None,
+        epoch: int | None = None,
+    ) -> Descriptor:
+        """Stores the layer that makes `upper` out of `lower`; `epoch` (nanoseconds) bounds its time stamps."""
