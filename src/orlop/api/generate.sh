@@ -4,6 +4,10 @@
 #   generate.sh --check  generates into a temporary folder and fails where the tree differs
 set -eu
 PYTHON=${PYTHON:-python3}
+case $PYTHON in
+    /*) ;;
+    */*) PYTHON=$PWD/$PYTHON ;; # it was named from where the caller is
+esac
 here=$(cd "$(dirname "$0")" && pwd)
 src=$(cd "$here/../.." && pwd)
 cd "$src"

@@ -65,6 +65,9 @@ class Writer(Protocol):
     async def truncate(self, size: int) -> None:
         """Only to 0: starts again."""
 
+    async def sync(self) -> None:
+        """What has arrived is durable on return; a commit that follows has less to wait for."""
+
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> ContentInfo:
         """Makes the ingest the blob `expected`, durable on return. 0 and empty leave size and digest unchecked.
 

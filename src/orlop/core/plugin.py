@@ -106,6 +106,10 @@ class DaemonInfo:
     log_level: str
     timeouts: dict[str, float]
     """The `[timeouts]` section, in seconds, by full name."""
+    stream_processors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The `[stream_processors]` section: programs that turn layers of one media type into another."""
+    proxy_plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The `[proxy_plugins]` section: plugins that other processes serve."""
 
 
 ConfigType = type[msgspec.Struct]

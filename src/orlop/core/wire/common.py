@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.types import descriptor_pb2, mount_pb2, platform_pb2
+from orlop.core import clock
 from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
 from orlop.core.platform import Platform
@@ -21,8 +22,13 @@ def timestamp(nanoseconds: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
+_EARLIEST, _LATEST = clock.ZERO, 253_402_300_800 * 1_000_000_000 - 1
+"""The first and the last nanosecond of the years 1 to 9999: what a Timestamp may say (timestamp.proto)."""
+
+
 def nanoseconds(stamp: Timestamp) -> int:
-    return stamp.seconds * 1_000_000_000 + stamp.nanos
+    """A stamp that says what it may not, which only a faulty peer sends, counts as the nearest it may."""
+    return min(max(stamp.seconds * 1_000_000_000 + stamp.nanos, _EARLIEST), _LATEST)
 
 
 def any_of(typed: Typed | None) -> Any | None:
