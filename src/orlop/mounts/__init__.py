@@ -1,0 +1,1 @@
+"""The kernel's mount interface: mount and unmount, temporary mounts, overlays of any depth, the mount table."""

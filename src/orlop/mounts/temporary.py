@@ -1,0 +1,100 @@
+"""Mounts that last as long as a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orlop.core.mount import Mount
+from orlop.mounts import mountinfo, options
+from orlop.mounts import syscalls as sc
+from orlop.mounts.mount import MountError, mount_all, unmount, unmount_all
+
+_PREFIX = "containerd-mount"
+
+_log = logging.getLogger(__name__)
+
+
+class TemporaryMounts:
+    """Directories under `root` on which something is mounted for a while.
+
+    Nothing mounted here shows in another mount namespace: where `root` lies on a shared mount, it is first made a
+    private mount of its own, which stays until `close`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._private = False
+
+    @contextlib.contextmanager
+    def mounted(self, mounts: Sequence[Mount], *, readonly: bool = False) -> Iterator[str]:
+        """The directory at which `mounts` are mounted; `readonly`: the same content, not to be written.
+
+        Raises MountError whose text starts `failed to mount <directory>: `. Unmounted when the block ends, lazily
+        where something still uses it.
+        """
+        if readonly:
+            mounts = [dataclasses.replace(m, options=options.read_only(m.options, m.type)) for m in mounts]
+        mounts = [dataclasses.replace(m, options=tuple(o for o in m.options if o != "volatile")) for m in mounts]
+        self._prepare()
+        directory = tempfile.mkdtemp(prefix=_PREFIX, dir=self._root)
+        try:
+            try:
+                mount_all(mounts, directory)
+            except MountError as error:
+                raise MountError.verbatim(f"failed to mount {directory}: {error}") from error
+            yield directory
+        finally:
+            self._discard(directory, len(mounts))
+
+    def cleanup(self) -> None:
+        """Unmounts and removes what a daemon that was killed has left. Only before the first use of `mounted`."""
+        if not self._root.is_dir():
+            return
+        unmount_all(self._root)
+        self._private = False
+        for name in os.listdir(self._root):
+            if name.startswith(_PREFIX):
+                self._remove(os.path.join(self._root, name))
+
+    def close(self) -> None:
+        """Unmounts what is left and `root` itself. Safe to call again."""
+        if self._root.is_dir():
+            unmount_all(self._root)
+        self._private = False
+
+    def _prepare(self) -> None:
+        if self._private:
+            return
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root.chmod(0o700)
+        root = os.path.realpath(self._root)
+        below = mountinfo.of_path(os.fsencode(root), mountinfo.read())
+        if below is not None and below.is_shared:
+            sc.mount(root, root, "", sc.MS_BIND, "")
+            sc.mount("", root, "", sc.MS_PRIVATE, "")
+        self._private = True
+
+    def _discard(self, directory: str, count: int) -> None:
+        for _ in range(count):
+            try:
+                unmount(directory)
+            except MountError as error:
+                _log.warning("temporary mount is in use, detaching it: %s", error)
+                unmount(directory, detach=True)
+        # Whatever came to be mounted inside went along with a detached parent, or makes this find something.
+        unmount_all(directory)
+        self._remove(directory)
+
+    @staticmethod
+    def _remove(directory: str) -> None:
+        # rmdir, never a recursive removal: what is in there may be somebody's files.
+        try:
+            os.rmdir(directory)
+        except OSError as error:
+            _log.warning("temporary mount directory stays: %s", error)
