@@ -1,0 +1,1 @@
+"""Events: the exchange between those who publish and those who subscribe."""
