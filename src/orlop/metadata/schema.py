@@ -12,7 +12,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE namespaces (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
-        labels TEXT NOT NULL DEFAULT '{}'
+        labels TEXT NOT NULL DEFAULT '{}',
+        -- Whether one was ever made here: what containerd says of a missing one depends on it.
+        had_containers INTEGER NOT NULL DEFAULT 0,
+        had_sandboxes INTEGER NOT NULL DEFAULT 0
     ) STRICT;
 
     CREATE TABLE containers (
@@ -72,7 +75,8 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (namespace, ref)
     ) STRICT;
 
-    -- The driver knows a snapshot as "<namespace>/<row>/<key it was made under>", kept in `backend`.
+    -- The driver knows a snapshot as "<namespace>/<number>/<key>", kept in `backend`. The number is the row that
+    -- it was made under; what is committed keeps that of its active, though its row is a new one.
     CREATE TABLE snapshots (
         row INTEGER PRIMARY KEY AUTOINCREMENT,
         namespace TEXT NOT NULL,
