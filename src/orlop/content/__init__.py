@@ -1,0 +1,1 @@
+"""The content store's files: blobs by digest, and the ingests that become blobs."""
