@@ -1,0 +1,239 @@
+"""A driver's own record of its snapshots: keys, kinds, parents, labels and usage, in SQLite.
+
+A snapshot's files lie in a directory named by its row's id, which is never given again. One connection, used by one
+thread at a time; every change is durable when its `transaction` ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+
+from orlop.core import clock
+from orlop.core.snapshot import Kind, SnapshotInfo, Usage
+from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unknown
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE snapshots (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        kind INTEGER NOT NULL,
+        parent INTEGER REFERENCES snapshots (id),
+        labels TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        inodes INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX snapshots_by_parent ON snapshots (parent);
+    """,
+)
+_COLUMNS = "s.id, s.key, s.kind, p.key, s.labels, s.size, s.inodes, s.created_at, s.updated_at"
+_FROM = "FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A snapshot and the id that names its directory; `parents` are ids, nearest first."""
+
+    id: int
+    info: SnapshotInfo
+    usage: Usage
+    parents: tuple[int, ...] = ()
+
+
+class Records:
+    """The database at `path`. Safe to use from several threads; they take turns."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        # The file must never be readable by others, not even for the moment before a chmod.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.chmod(path, 0o600)
+        self._connection: apsw.Connection | None = apsw.Connection(str(path))
+        for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
+            self._connection.pragma(name, value)
+        self._connection.pragma("trusted_schema", False)
+        self._migrate(path, self._connection)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[apsw.Connection]:
+        """What is done inside is done whole or not at all, and nobody else reads or writes meanwhile."""
+        with self._lock:
+            if self._connection is None:
+                raise Unavailable("snapshotter is closed")
+            with self._connection:
+                yield self._connection
+
+    def get(self, key: str) -> Record:
+        """Raises NotFound."""
+        with self.transaction() as connection:
+            row = connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE s.key = ?", (key,)).fetchone()
+            if row is None:
+                raise NotFound("snapshot does not exist")
+            record = _record(row)
+            return Record(record.id, record.info, record.usage, self._parents(connection, record.id))
+
+    def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Record:
+        """A new active snapshot or view. Raises AlreadyExists, NotFound or InvalidArgument (the parent)."""
+        if not key:
+            raise Unknown("bucket name required")
+        with self.transaction() as connection:
+            parent_id = None
+            if parent:
+                row = connection.execute("SELECT id, kind FROM snapshots WHERE key = ?", (parent,)).fetchone()
+                if row is None:
+                    raise NotFound(f'missing parent "{parent}" bucket')
+                if row[1] != Kind.COMMITTED:
+                    raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
+                parent_id = row[0]
+            self._refuse_taken(connection, key, f"snapshot {key}")
+            now = clock.now()
+            connection.execute(
+                "INSERT INTO snapshots (key, kind, parent, labels, size, inodes, created_at, updated_at) "
+                "VALUES (?, ?, ?, ?, 0, 0, ?, ?)",
+                (key, int(kind), parent_id, json.dumps(dict(labels)), now, now),
+            )
+            return self.get(key)
+
+    def commit(self, key: str, name: str, labels: Mapping[str, str], usage: Usage, parent: str = "") -> None:
+        """The active `key` becomes the committed `name`, on top of `parent` where it had none."""
+        if not name:
+            raise Unknown("bucket name required")
+        with self.transaction() as connection:
+            self._refuse_taken(connection, name, f"committed snapshot {name}")
+            row = connection.execute("SELECT id, kind, parent FROM snapshots WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                raise NotFound(f'failed to get active snapshot "{key}"')
+            id, kind, parent_id = row
+            if kind != Kind.ACTIVE:
+                raise FailedPrecondition(f'snapshot "{key}" is not active')
+            if parent:
+                parent_id = self._rebased(connection, key, parent, parent_id)
+            now = clock.now()
+            connection.execute(
+                "UPDATE snapshots SET key = ?, kind = ?, parent = ?, labels = ?, size = ?, inodes = ?, "
+                "created_at = ?, updated_at = ? WHERE id = ?",
+                (
+                    name,
+                    int(Kind.COMMITTED),
+                    parent_id,
+                    json.dumps(dict(labels)),
+                    usage.size,
+                    usage.inodes,
+                    now,
+                    now,
+                    id,
+                ),
+            )
+
+    def remove(self, key: str) -> int:
+        """Forgets `key`; returns the id of its directory. Raises NotFound, FailedPrecondition if it has children."""
+        with self.transaction() as connection:
+            row = connection.execute("SELECT id FROM snapshots WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                raise NotFound(f"snapshot {key}")
+            if connection.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", row).fetchone():
+                raise FailedPrecondition("cannot remove snapshot with child")
+            connection.execute("DELETE FROM snapshots WHERE id = ?", row)
+            return int(row[0])
+
+    def update(self, info: SnapshotInfo, fields: Sequence[str] | None) -> Record:
+        """Replaces labels as `fields` (`labels`, `labels.<key>`; none: all of them) say."""
+        with self.transaction() as connection:
+            record = self.get(info.name)
+            labels = merged_labels(record.info, info, fields)
+            connection.execute(
+                "UPDATE snapshots SET labels = ?, updated_at = ? WHERE id = ?",
+                (json.dumps(labels), clock.now(), record.id),
+            )
+            return self.get(info.name)
+
+    def all(self) -> list[Record]:
+        """Every snapshot, parents before children."""
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "WITH RECURSIVE tree (id, depth) AS (SELECT id, 0 FROM snapshots WHERE parent IS NULL UNION ALL "  # noqa: S608
+                "SELECT child.id, tree.depth + 1 FROM snapshots AS child JOIN tree ON child.parent = tree.id) "
+                f"SELECT {_COLUMNS} {_FROM} JOIN tree ON tree.id = s.id ORDER BY tree.depth, s.key"
+            ).fetchall()
+        return [_record(row) for row in rows]
+
+    def ids(self) -> set[int]:
+        with self.transaction() as connection:
+            return {row[0] for row in connection.execute("SELECT id FROM snapshots")}
+
+    def close(self) -> None:
+        """Safe to call again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    @staticmethod
+    def _migrate(path: Path, connection: apsw.Connection) -> None:
+        version = int(connection.pragma("user_version"))
+        if version > len(_MIGRATIONS):
+            raise FailedPrecondition(
+                f"database {path} has schema version {version}, this orlop knows up to {len(_MIGRATIONS)}"
+            )
+        for step in range(version, len(_MIGRATIONS)):
+            with connection:
+                connection.execute(_MIGRATIONS[step])
+                connection.execute(f"PRAGMA user_version = {step + 1}")
+
+    @staticmethod
+    def _parents(connection: apsw.Connection, id: int) -> tuple[int, ...]:
+        rows = connection.execute(
+            "WITH RECURSIVE chain (id, depth) AS (SELECT parent, 1 FROM snapshots WHERE id = ? UNION ALL "
+            "SELECT s.parent, chain.depth + 1 FROM snapshots AS s JOIN chain ON s.id = chain.id) "
+            "SELECT id FROM chain WHERE id IS NOT NULL ORDER BY depth",
+            (id,),
+        )
+        return tuple(row[0] for row in rows)
+
+    @staticmethod
+    def _refuse_taken(connection: apsw.Connection, key: str, what: str) -> None:
+        if connection.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone():
+            raise AlreadyExists(what)
+
+    @staticmethod
+    def _rebased(connection: apsw.Connection, key: str, parent: str, now: int | None) -> int:
+        row = connection.execute("SELECT id, kind FROM snapshots WHERE key = ?", (parent,)).fetchone()
+        if row is None:
+            raise NotFound(f'missing parent "{parent}" of snapshot "{key}"')
+        if now is not None and now != row[0]:
+            raise InvalidArgument(f'cannot change parent of active snapshot "{key}" on commit')
+        if row[1] != Kind.COMMITTED:
+            raise FailedPrecondition(f'parent "{parent}" is not committed')
+        return int(row[0])
+
+
+def merged_labels(old: SnapshotInfo, new: SnapshotInfo, fields: Sequence[str] | None) -> dict[str, str]:
+    """The labels after an update; without `fields` all are replaced. Raises InvalidArgument for another field."""
+    if not fields:
+        return {key: value for key, value in new.labels.items() if value}
+    labels = dict(old.labels)
+    for field in fields:
+        name, _, key = field.partition(".")
+        if name != "labels" or field == "labels.":
+            raise InvalidArgument(f'cannot update "{field}" field on snapshot "{new.name}"')
+        if not key:
+            labels = dict(new.labels)
+        else:
+            labels[key] = new.labels.get(key, "")
+    return {key: value for key, value in labels.items() if value}
+
+
+def _record(row: apsw.SQLiteValues) -> Record:
+    id, key, kind, parent, labels, size, inodes, created_at, updated_at = row
+    info = SnapshotInfo(str(key), Kind(kind), str(parent or ""), json.loads(str(labels)), created_at, updated_at)  # type: ignore[arg-type]
+    return Record(int(id), info, Usage(size, inodes))  # type: ignore[arg-type]

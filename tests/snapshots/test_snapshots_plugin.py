@@ -1,0 +1,47 @@
+"""What the snapshotter plugins announce."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orlop.core import platform
+from orlop.core.plugin import PluginMeta
+from orlop.snapshots.plugin import REGISTRATIONS
+
+pytestmark = pytest.mark.root
+
+
+def context(root: Path, config: object) -> SimpleNamespace:
+    closing: list[Callable[[], Awaitable[None]]] = []
+    ready: list[Callable[[], Awaitable[None]]] = []
+    return SimpleNamespace(config=config, meta=PluginMeta(), closing=closing, ready=ready, make_root=lambda mode: root)
+
+
+@pytest.mark.parametrize("registration", REGISTRATIONS, ids=lambda registration: registration.id)
+async def test_a_plugin_announces_its_root_and_frees_what_a_crash_left(tmp_path: Path, registration) -> None:  # type: ignore[no-untyped-def]
+    assert registration.config is not None
+    given = context(tmp_path / "own", registration.config())
+    (tmp_path / "own/snapshots/7/fs").mkdir(parents=True)
+    driver = await registration.init(given)
+    assert given.meta.exports == {"root": str(tmp_path / "own")}
+    assert given.meta.platforms == [platform.host()]
+    for hook in given.ready:
+        await hook()
+    assert list((tmp_path / "own/snapshots").iterdir()) == []
+    assert await driver.prepare("k")
+    for hook in given.closing:
+        await hook()
+
+
+async def test_a_configured_root_is_used_instead_and_overlayfs_can_rebase(tmp_path: Path) -> None:
+    (overlay,) = (registration for registration in REGISTRATIONS if registration.id == "overlayfs")
+    assert overlay.config is not None
+    given = context(tmp_path / "own", overlay.config(root_path=str(tmp_path / "else")))
+    driver = await overlay.init(given)
+    assert given.meta.exports["root"] == str(tmp_path / "else")
+    assert given.meta.capabilities == ["rebase"]
+    await driver.close()
