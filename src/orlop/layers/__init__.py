@@ -1,0 +1,1 @@
+"""Layers: the tar stream, read safely, applied to a directory, made by comparing two, compressed and decompressed."""

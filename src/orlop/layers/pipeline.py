@@ -1,0 +1,103 @@
+"""Stages of a stream in threads of their own, so that decompressing, digesting and writing files overlap.
+
+The work of each stage releases the interpreter's lock; the hand-over between them is a queue of a few pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from orlop.errors import Canceled
+
+_DEPTH = 8
+
+
+class Ahead:
+    """Iterates over `source` in another thread, a few pieces ahead. Leaving the `with` ends that thread."""
+
+    def __init__(self, source: Iterable[bytes], stop: threading.Event) -> None:
+        self._source = source
+        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
+        self._stop = stop
+        self._left = False
+        self._thread = threading.Thread(target=self._run, name="layer-read")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left = True
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (piece := self._queue.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    def _run(self) -> None:
+        pieces = iter(self._source)
+        end: BaseException | None = None
+        try:
+            for piece in pieces:
+                if self._left:
+                    break
+                if self._stop.is_set():
+                    raise Canceled("layer")
+                self._queue.put(piece)
+        except BaseException as error:  # carried to the thread that iterates
+            end = error
+        finally:
+            if close := getattr(pieces, "close", None):
+                close()
+        self._queue.put(end)
+
+
+class Digester:
+    """Passes pieces on while another thread digests them; `digest` and `size` are final when the `with` has ended."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_DEPTH)
+        self._thread = threading.Thread(target=self._run, name="layer-digest")
+        self.size = 0
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._queue.put(piece)
+
+    def passing(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.add(piece)
+            yield piece
+
+    def _run(self) -> None:
+        while (piece := self._queue.get()) is not None:
+            self._hash.update(piece)
