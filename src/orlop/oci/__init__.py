@@ -1,0 +1,1 @@
+"""Runtime-spec documents: what a container is to the OCI runtime."""
