@@ -1,0 +1,222 @@
+"""`containerd-shim-orlop-v2`: the shim v2 contract's command line, so that any containerd can run this shim."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
+
+from orlop import errors
+from orlop.api.runtime.bootstrap.v1.bootstrap_pb2 import LOG_LEVEL_DEBUG, BootstrapParams
+from orlop.api.runtime.task.v3.shim_pb2 import DeleteResponse
+from orlop.api.types.introspection_pb2 import RuntimeInfo
+from orlop.api.types.runc.options.oci_pb2 import Options
+from orlop.shim import rootfs, server
+from orlop.shim.container import read_options, runtime_of
+from orlop.shim.reaper import Reaper
+
+NAME = "containerd-shim-orlop-v2"
+
+_INPUT_LIMIT = 10 << 20
+_LISTENER = 3
+_KILLED = 137
+_IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
+_FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+
+def main() -> None:
+    """Runs the command line; a failure is told on stderr and by the status 1."""
+    try:
+        sys.exit(command(sys.argv[1:]))
+    except (errors.OrlopError, OSError) as error:
+        sys.stderr.write(f"io.containerd.orlop.v2: {error}\n")
+        sys.exit(1)
+
+
+def command(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(NAME, allow_abbrev=False)
+    for flag in ("namespace", "address", "publish-binary", "id", "bundle", "socket"):
+        parser.add_argument(f"-{flag}", f"--{flag}", default="")
+    for flag in ("debug", "info", "v"):
+        parser.add_argument(f"-{flag}", f"--{flag}", action="store_true")
+    parser.add_argument("action", nargs="?", choices=("start", "delete"))
+    flags = parser.parse_args(list(argv))
+    if flags.v:
+        sys.stdout.write(f"{NAME}:\n  Version: {_version()}\n")
+        return 0
+    if flags.info:
+        return asyncio.run(_info())
+    if not flags.namespace:
+        raise errors.InvalidArgument.verbatim("shim namespace cannot be empty")
+    for value, what in ((flags.namespace, "namespace"), (flags.id, "id")):
+        if _IDENTIFIER.fullmatch(value) is None:
+            raise errors.InvalidArgument(f"{what} {value!r}")
+    if flags.action == "start":
+        return _start(flags)
+    if flags.action == "delete":
+        return asyncio.run(_delete(flags))
+    return _serve(flags)
+
+
+def _start(flags: argparse.Namespace) -> int:
+    """Starts the shim of this group, or finds it, and tells its address."""
+    given = sys.stdin.buffer.read(_INPUT_LIMIT)
+    params = _bootstrap_params(given, flags)
+    directory = (params.socket_dir if params else "") or server.SOCKET_DIRECTORY
+    if not os.path.isabs(directory):
+        raise errors.InvalidArgument(f"socket directory {directory!r} is not an absolute path")
+    bundle = os.getcwd()
+    address = (params.containerd_grpc_address if params else "") or flags.address
+    path = server.socket_path(directory, address, flags.namespace, server.group_of(bundle, flags.id))
+    listener = server.listen(path)
+    if listener is not None:
+        debug = flags.debug or (params is not None and params.log_level <= LOG_LEVEL_DEBUG)
+        with listener:
+            _spawn(flags, address, path, listener, debug)
+    sys.stdout.write(_answer(path, params is not None))
+    sys.stdout.flush()
+    return 0
+
+
+def _spawn(flags: argparse.Namespace, address: str, path: str, listener: socket.socket, debug: bool) -> None:
+    argv = [sys.executable, "-I", "-m", "orlop.shim.main", "-namespace", flags.namespace, "-id", flags.id]
+    argv += ["-address", address, "-socket", path, *(["-debug"] if debug else [])]
+    score = server.oom_score(os.getppid())
+    log = os.open("log", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) if os.path.exists("log") else os.dup(2)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    # the listener's copy keeps its number only if no other descriptor is put there first
+    spare = os.dup(listener.fileno())
+    try:
+        pid = os.posix_spawn(
+            argv[0],
+            argv,
+            dict(os.environ),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, spare, _LISTENER),
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setpgroup=0,
+        )
+    finally:
+        for descriptor in (log, null, spare):
+            os.close(descriptor)
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(min(score + 1, 1000)))
+    except PermissionError:  # lowering a score needs a privilege that is not always there
+        pass
+
+
+def _serve(flags: argparse.Namespace) -> int:
+    """The shim itself: the listener is descriptor 3."""
+    os.closerange(_LISTENER + 1, 4096)
+    listener = socket.socket(fileno=_LISTENER)
+    os.set_inheritable(_LISTENER, False)
+    identity = server.Identity(
+        namespace=flags.namespace,
+        id=flags.id,
+        bundle=os.getcwd(),
+        socket_path=flags.socket or listener.getsockname(),
+        ttrpc_address=os.environ.get("TTRPC_ADDRESS", ""),
+        debug=flags.debug,
+    )
+    server.run(identity, listener)
+    return 0
+
+
+async def _delete(flags: argparse.Namespace) -> int:
+    """Ends what is left of a container whose shim is gone."""
+    bundle = os.path.join(os.path.dirname(os.getcwd()), flags.id)
+    reaper = Reaper()
+    reaper.install()
+    runtime = runtime_of(reaper, bundle, flags.namespace, read_options(bundle))
+    try:
+        await runtime.delete(flags.id, force=True)
+    except errors.OrlopError as error:
+        sys.stderr.write(f"{error}\n")
+    try:
+        rootfs.unmount_all(os.path.join(bundle, "rootfs"))
+    except OSError as error:
+        sys.stderr.write(f"cannot unmount the rootfs: {error}\n")
+    try:
+        with open(os.path.join(bundle, "init.pid"), encoding="ascii") as file:  # noqa: ASYNC230 - a short local file
+            pid = int(file.read())
+    except (OSError, ValueError):
+        pid = 0
+    answer = DeleteResponse(pid=pid, exit_status=_KILLED)
+    answer.exited_at.seconds, answer.exited_at.nanos = divmod(time.time_ns(), 10**9)
+    sys.stdout.buffer.write(answer.SerializeToString())
+    return 0
+
+
+async def _info() -> int:
+    given = Any.FromString(sys.stdin.buffer.read(_INPUT_LIMIT))
+    info = RuntimeInfo(name="io.containerd.orlop.v2")
+    info.version.version = _version()
+    options = Options()
+    if given.type_url:
+        options.ParseFromString(given.value)
+        info.options.type_url = Options.DESCRIPTOR.full_name
+        info.options.value = given.value
+    if shutil.which(options.binary_name or "runc") is None:
+        raise errors.NotFound(f'failed to look up the path of "{options.binary_name or "runc"}"')
+    reaper = Reaper()
+    reaper.install()
+    try:
+        features = await runtime_of(reaper, os.getcwd(), "", options).features()
+    except (errors.OrlopError, ValueError):
+        features = None  # older runtimes have no such command
+    if features is not None:
+        info.features.type_url = _FEATURES_URL
+        info.features.value = json.dumps(features).encode()
+    sys.stdout.buffer.write(info.SerializeToString())
+    return 0
+
+
+def _bootstrap_params(given: bytes, flags: argparse.Namespace) -> BootstrapParams | None:
+    """The parameters on stdin; None where there are none, or the runtime's options alone as containerd 1 sends them."""
+    if not given or "MAX_SHIM_VERSION" not in os.environ:
+        return None
+    try:
+        params = BootstrapParams.FromString(given)
+    except DecodeError:
+        return None
+    if "/" in params.instance_id or params.instance_id.startswith("containerd."):
+        return None  # an Any: its first field is a type URL
+    for name, found, wanted in (
+        ("instance id", params.instance_id, flags.id),
+        ("namespace", params.namespace, flags.namespace),
+    ):
+        if found != wanted:
+            raise errors.InvalidArgument(f"bootstrap {name} {found!r} is not {wanted!r}")
+    return params
+
+
+def _answer(path: str, is_bootstrap: bool) -> str:
+    """JSON for containerd 1.7 and later, which say what version they take; the bare address for older ones."""
+    address = f"unix://{path}"
+    if is_bootstrap or "MAX_SHIM_VERSION" in os.environ:
+        return json.dumps({"version": 3, "address": address, "protocol": "ttrpc"}, separators=(",", ":"))
+    return address
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("orlop")
+
+
+if __name__ == "__main__":
+    main()

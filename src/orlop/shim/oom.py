@@ -1,0 +1,125 @@
+"""Out-of-memory kills: an eventfd on `memory.oom_control` (v1), all `memory.events` polled as one set (v2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orlop.shim.cgroup import Cgroup
+
+
+@dataclass(slots=True)
+class _Watched:
+    path: str
+    descriptor: int
+    """The eventfd, or the open `memory.events`."""
+    kills: int
+    is_unified: bool
+
+
+class OomWatcher:
+    """Calls `tell` with a container's id once for each kill."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._watched: dict[str, _Watched] = {}
+        self._polled: dict[int, str] = {}
+        self._poll: select.epoll | None = None
+
+    def add(self, id: str, cgroup: Cgroup) -> None:
+        """Watches `cgroup`; a host that cannot tell of kills is not watched."""
+        with contextlib.suppress(OSError):
+            if cgroup.unified:
+                self._add_unified(id, os.path.join(cgroup.unified, "memory.events"))
+            elif "memory" in cgroup.controllers:
+                self._add_version1(id, cgroup.controllers["memory"])
+
+    def check(self, id: str) -> None:
+        """Looks for kills that have not been told."""
+        watched = self._watched.get(id)
+        if watched is None:
+            return
+        kills = _kills(watched.path)
+        for _ in range(kills - watched.kills):
+            self._tell(id)
+        watched.kills = max(kills, watched.kills)
+
+    def remove(self, id: str) -> None:
+        watched = self._watched.pop(id, None)
+        if watched is None:
+            return
+        if watched.is_unified:
+            self._polled.pop(watched.descriptor, None)
+            if self._poll is not None:
+                self._poll.unregister(watched.descriptor)
+        else:
+            asyncio.get_running_loop().remove_reader(watched.descriptor)
+        os.close(watched.descriptor)
+
+    def close(self) -> None:
+        for id in list(self._watched):
+            self.remove(id)
+        if self._poll is not None:
+            asyncio.get_running_loop().remove_reader(self._poll.fileno())
+            self._poll.close()
+            self._poll = None
+
+    def _add_version1(self, id: str, directory: str) -> None:
+        path = os.path.join(directory, "memory.oom_control")
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            with open(path, "rb") as control, open(os.path.join(directory, "cgroup.event_control"), "w") as register:
+                register.write(f"{event} {control.fileno()}")
+        except OSError:
+            os.close(event)
+            raise
+        self._watched[id] = _Watched(path, event, _kills(path), False)
+        asyncio.get_running_loop().add_reader(event, self._signalled, id)
+
+    def _signalled(self, id: str) -> None:
+        watched = self._watched[id]
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(watched.descriptor)
+        if os.path.exists(watched.path):  # the removal of a group is signalled too
+            self.check(id)
+            # the signal comes before the kill is counted: tell of it by the count, now or when the init exits
+        else:
+            self.remove(id)
+
+    def _add_unified(self, id: str, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if self._poll is None:
+            self._poll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._poll.fileno(), self._changed)
+        self._watched[id] = _Watched(path, descriptor, _kills(path), True)
+        self._polled[descriptor] = id
+        self._poll.register(descriptor, select.EPOLLPRI)
+
+    def _changed(self) -> None:
+        assert self._poll is not None
+        for descriptor, _ in self._poll.poll(0):
+            id = self._polled.get(descriptor)
+            if id is None:
+                continue
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.read(descriptor, 4096)  # reading is what takes the event away
+            if os.path.exists(self._watched[id].path):
+                self.check(id)
+            else:
+                self.remove(id)
+
+
+def _kills(path: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            for line in file:
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+    except OSError:
+        pass
+    return 0

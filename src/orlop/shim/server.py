@@ -1,0 +1,180 @@
+"""One shim process: its socket, its loop, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from orlop.errors import FailedPrecondition, PermissionDenied
+from orlop.rpc.ttrpc import Server
+from orlop.shim.publisher import Publisher
+from orlop.shim.reaper import Reaper
+from orlop.shim.task import TaskService
+
+SOCKET_DIRECTORY = "/run/containerd/s"
+LAST_EVENTS_DEADLINE = 5.0
+"""Seconds that a shim that ends waits for its last events to be taken."""
+
+_GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+_PR_SET_NAME = 15
+_LONGEST_SOCKET_PATH = 107
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a shim has to know of its world."""
+
+    namespace: str
+    id: str
+    bundle: str
+    socket_path: str
+    ttrpc_address: str
+    debug: bool = False
+
+
+def group_of(bundle: str, id: str) -> str:
+    """The name that containers of one shim share, by the annotations of the bundle's `config.json`; else `id`."""
+    with open(os.path.join(bundle, "config.json"), encoding="utf-8") as file:
+        annotations = json.load(file).get("annotations") or {}
+    return next((annotations[name] for name in _GROUP_ANNOTATIONS if name in annotations), id)
+
+
+def socket_path(directory: str, grpc_address: str, namespace: str, group: str) -> str:
+    """The contract's rule for the socket of the shim of `group`."""
+    return os.path.join(directory, hashlib.sha256(f"{grpc_address}/{namespace}/{group}".encode()).hexdigest())
+
+
+def listen(path: str) -> socket.socket | None:
+    """A listening socket at `path`, for our user alone; None if a shim listens there already.
+
+    Raises OSError, and PermissionDenied if the directory is not ours alone.
+    """
+    if len(path) > _LONGEST_SOCKET_PATH:
+        raise FailedPrecondition(f"socket path {path} has over {_LONGEST_SOCKET_PATH} characters")
+    directory = os.path.dirname(path)
+    with _locked(directory):
+        if _accepts(path):
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        old = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(old)
+        listener.listen(128)
+        return listener
+
+
+def run(identity: Identity, listener: socket.socket) -> None:
+    """Serves until the last container is gone and the daemon says so, or a TERM or INT comes."""
+    os.umask(0o022)
+    _libc.prctl(_PR_SET_NAME, b"orlop-shim", 0, 0, 0)
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter(f'level=%(levelname)s ns={identity.namespace} id={identity.id} msg="%(message)s"')
+    )
+    logging.raiseExceptions = False  # the log's reader may be gone
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if identity.debug else logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    remove_name = _remover(identity.socket_path)
+    try:
+        asyncio.run(_serve(identity, listener, remove_name))
+    finally:
+        remove_name()
+
+
+def _remover(path: str) -> Callable[[], None]:
+    """Removes the socket that is at `path` now, and never one that a later shim of that id has put there since."""
+    own: int | None = os.stat(path).st_ino
+
+    def remove() -> None:
+        nonlocal own
+        with contextlib.suppress(FileNotFoundError):
+            # Only once: an inode's number may be given to a later socket.
+            if os.stat(path).st_ino == own:
+                with _locked(os.path.dirname(path)):
+                    os.unlink(path)
+        own = None
+
+    return remove
+
+
+async def _serve(identity: Identity, listener: socket.socket, remove_name: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    reaper = Reaper()
+    reaper.install()
+    publisher = Publisher(identity.namespace, identity.ttrpc_address)
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(publisher.run())
+        service = TaskService(identity.namespace, reaper, publisher, group, ended.set)
+        server = Server(service.services())
+        uid = os.geteuid()
+        await server.serve(listener, authorize=lambda pid, peer, gid: peer == uid)
+        await ended.wait()
+        # the name goes first, so that a new shim of the group is not taken for this one
+        remove_name()
+        await server.close(grace=1.0)
+        await service.settled(LAST_EVENTS_DEADLINE)
+        await publisher.flush(LAST_EVENTS_DEADLINE)
+        service.close()
+        sending.cancel()
+
+
+def set_oom_score(score: int) -> None:
+    """Sets this process's score; lowering it needs a privilege that is not always there."""
+    with contextlib.suppress(OSError):
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(min(score, 1000)))
+
+
+def oom_score(pid: int | str = "self") -> int:
+    with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Holds the lock of a socket directory, which is made where it is missing and must be ours alone."""
+    os.makedirs(os.path.dirname(directory), 0o711, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionDenied(f"socket directory {directory} does not belong to this user alone")
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _accepts(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # its queue is full: it lives
+            return True
+        except OSError:
+            return False
+        return True
