@@ -1,0 +1,236 @@
+"""Bundles: the directory a shim and its OCI runtime work in, and the work directory beside it.
+
+`<state>/<namespace>/<id>` and `<root>/<namespace>/<id>`. Both components are identifiers, so that no message can make
+a path. A bundle is removed under another name (`.<id>`), so that its id is free at once; names that begin with a dot
+are leftovers, and are removed at start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from orlop import faults
+from orlop.core import identifiers
+from orlop.errors import AlreadyExists, InvalidArgument, Unknown
+from orlop.mounts.mount import unmount_all
+
+log = logging.getLogger(__name__)
+
+BOOTSTRAP_FILE = "bootstrap.json"
+BINARY_FILE = "shim-binary-path"
+_PARENT_MODE = 0o711
+_LIMIT = 64 << 10
+
+
+class Bootstrap(msgspec.Struct, frozen=True):
+    """Where a shim answers, and in which version of the task protocol."""
+
+    version: int
+    address: str
+    protocol: str = "ttrpc"
+
+
+class _IdMapping(msgspec.Struct, rename="camel"):
+    container_id: int = msgspec.field(default=0, name="containerID")
+    host_id: int = msgspec.field(default=0, name="hostID")
+    size: int = 0
+
+
+class _Linux(msgspec.Struct, rename="camel"):
+    gid_mappings: list[_IdMapping] | None = None
+
+
+class _Spec(msgspec.Struct):
+    linux: _Linux | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    namespace: str
+    id: str
+    path: Path
+    work: Path
+
+    @property
+    def rootfs(self) -> Path:
+        return self.path / "rootfs"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def bootstrap(self) -> Bootstrap | None:
+        """What was written when the shim started; None if it never did. A bare `address` file is from before 2.0."""
+        try:
+            return msgspec.json.decode(_read(self.path / BOOTSTRAP_FILE), type=Bootstrap)
+        except FileNotFoundError:
+            pass
+        except msgspec.MsgspecError as error:
+            raise Unknown(f"bundle {self.path}: {BOOTSTRAP_FILE}: {error}") from None
+        try:
+            address = _read(self.path / "address").decode().strip()
+        except FileNotFoundError:
+            return None
+        return Bootstrap(2, address)
+
+    def write_bootstrap(self, bootstrap: Bootstrap, binary: str) -> None:
+        _write(self.path / BINARY_FILE, binary.encode(), 0o600)
+        faults.point("runtime.bundle.binary")
+        _write(self.path / BOOTSTRAP_FILE, msgspec.json.encode(bootstrap), 0o644)
+
+    def binary(self) -> str:
+        """The shim binary that served this bundle; empty if none was started."""
+        try:
+            return _read(self.path / BINARY_FILE).decode().strip()
+        except FileNotFoundError:
+            return ""
+
+    def remove(self) -> None:
+        """Unmounts the root file system and removes both directories. What is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            unmount_all(self.rootfs)
+            # Not by tree: if a mount is still there, nothing below it may be touched.
+            os.rmdir(self.rootfs)
+        for directory in (self.path, self.work):
+            aside = directory.with_name(f".{self.id}")
+            remove_tree(aside)
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(aside)
+            faults.point("runtime.bundle.aside")
+            remove_tree(aside)
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()
+
+
+class Bundles:
+    """All bundles of this daemon, below its `state` and `root` directories."""
+
+    def __init__(self, state: Path, root: Path) -> None:
+        self._state = state
+        self._root = root
+
+    def at(self, namespace: str, id: str) -> Bundle:
+        """The place of a bundle. Raises InvalidArgument if either name is no identifier."""
+        identifiers.validate(namespace, "invalid namespace")
+        identifiers.validate(id, "invalid task id")
+        return Bundle(namespace, id, self._state / namespace / id, self._root / namespace / id)
+
+    def create(self, namespace: str, id: str, spec: bytes | None) -> Bundle:
+        """A new bundle with `spec` as `config.json`. Raises AlreadyExists if there is one; a failure leaves nothing."""
+        bundle = self.at(namespace, id)
+        for parent in (bundle.path.parent, bundle.work.parent):
+            parent.mkdir(_PARENT_MODE, parents=True, exist_ok=True)
+            parent.chmod(_PARENT_MODE)
+        remove_tree(bundle.path.with_name(f".{id}"))
+        remove_tree(bundle.work.with_name(f".{id}"))
+        try:
+            bundle.path.mkdir(0o700)
+        except FileExistsError:
+            raise AlreadyExists(f"bundle {bundle.path}") from None
+        try:
+            remove_tree(bundle.work)
+            self._fill(bundle, spec)
+        except BaseException:
+            bundle.remove()
+            raise
+        return bundle
+
+    def _fill(self, bundle: Bundle, spec: bytes | None) -> None:
+        group = _mapped_group(spec)
+        if group is not None:
+            os.chown(bundle.path, -1, group)
+            bundle.path.chmod(0o710)
+        bundle.rootfs.mkdir(_PARENT_MODE)
+        bundle.rootfs.chmod(_PARENT_MODE)
+        bundle.work.mkdir(_PARENT_MODE)
+        bundle.work.chmod(_PARENT_MODE)
+        (bundle.path / "work").symlink_to(bundle.work)
+        os.mkfifo(bundle.log, 0o700)
+        if spec is not None:
+            _write(bundle.path / "config.json", spec, 0o600)
+        faults.point("runtime.bundle.created")
+
+    def walk(self) -> Iterator[Bundle]:
+        """Every bundle on disk; directories that are empty or leftovers are removed on the way."""
+        for parent in _directories(self._state):
+            for path in _directories(parent):
+                if path.name.startswith("."):
+                    remove_tree(path)
+                    continue
+                try:
+                    bundle = self.at(parent.name, path.name)
+                except InvalidArgument:
+                    continue
+                if any(path.iterdir()):
+                    yield bundle
+                else:
+                    path.rmdir()
+
+    def remove_stale_work(self, known: set[tuple[str, str]]) -> None:
+        """Removes work directories without a task."""
+        for parent in _directories(self._root):
+            for path in _directories(parent):
+                if (parent.name, path.name) not in known:
+                    remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory and all below it, but nothing of another file system. Absent is fine."""
+    try:
+        device = path.lstat().st_dev
+    except FileNotFoundError:
+        return
+    for directory, names, _ in os.walk(path):
+        for name in list(names):
+            found = os.lstat(os.path.join(directory, name))
+            if found.st_dev != device or os.path.ismount(os.path.join(directory, name)):
+                raise Unknown(f"{os.path.join(directory, name)} is a mount point: {path} is not removed")
+    shutil.rmtree(path)
+
+
+def _directories(parent: Path) -> list[Path]:
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+    except FileNotFoundError:
+        return []
+
+
+def _mapped_group(spec: bytes | None) -> int | None:
+    """The group on the host that is group 0 inside; None without a user namespace."""
+    if spec is None:
+        return None
+    try:
+        linux = msgspec.json.decode(spec, type=_Spec).linux
+    except msgspec.MsgspecError as error:
+        raise Unknown(f"container spec: {error}") from None
+    for mapping in (linux.gid_mappings or []) if linux else []:
+        if mapping.container_id <= 0 < mapping.container_id + mapping.size:
+            return mapping.host_id - mapping.container_id
+    return None
+
+
+def _read(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Unknown(f"{path} is no regular file")
+        return file.read(_LIMIT)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Whole or not at all: written aside and renamed."""
+    aside = path.with_name(f".{path.name}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+    aside.rename(path)

@@ -1,0 +1,129 @@
+"""The plugins of this room: the shims, the tasks, and the monitor of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orlop.core import platform
+from orlop.core.plugin import InitContext, PluginType, Registration
+from orlop.runtime.names import BUILTIN
+
+TASK_SERVICE_DIRECTORY = "io.containerd.runtime.v2.task"
+"""Bundles lie below this name in the daemon's root and state, as clients and tools expect."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class ShimConfig(msgspec.Struct, kw_only=True):
+    env: list[str] = []
+    socket_dir: str = ""
+
+
+class TaskConfig(msgspec.Struct, kw_only=True):
+    platforms: list[str] = []
+    builtin: list[str] = msgspec.field(default_factory=lambda: list(BUILTIN))
+    """The runtimes that our own shim serves; every other one is executed as a shim binary."""
+
+
+class MonitorConfig(msgspec.Struct, kw_only=True):
+    no_prometheus: bool = False
+
+
+async def _shims(context: InitContext) -> Any:
+    from orlop.errors import InvalidArgument
+    from orlop.runtime.bootstrap import ShimSettings
+    from orlop.runtime.bundle import Bundles
+    from orlop.runtime.forkserver import ForkServer
+    from orlop.runtime.names import ShimBinaries
+    from orlop.runtime.shims import DEFAULT_SOCKET_DIR, Limits, ShimManager
+
+    config: ShimConfig = context.config
+    directory = config.socket_dir or DEFAULT_SOCKET_DIR
+    if not os.path.isabs(directory) or len(directory) > 42:
+        raise InvalidArgument(f"socket_dir {directory!r}: an absolute path of at most 42 characters is needed")
+    daemon = context.daemon
+    state, root = daemon.state / TASK_SERVICE_DIRECTORY, daemon.root / TASK_SERVICE_DIRECTORY
+    for path in (state, root):
+        path.mkdir(0o711, parents=True, exist_ok=True)
+        path.chmod(0o711)
+    bundles = Bundles(state, root)
+    await asyncio.to_thread(_drop_other_boot, bundles, daemon.state / "boot-id")
+    beside = Path(sys.executable).with_name("orlopd")
+    settings = ShimSettings(
+        grpc_address=daemon.grpc_address,
+        ttrpc_address=daemon.ttrpc_address,
+        daemon_binary=str(beside if beside.exists() else Path(sys.argv[0]).absolute()),
+        version=daemon.version,
+        log_level=daemon.log_level,
+        socket_dir=config.socket_dir,
+        environment=tuple(config.env),
+    )
+    seconds = {name.removeprefix("io.containerd.timeout."): value for name, value in daemon.timeouts.items()}
+    usual = Limits()
+    limits = Limits(
+        load=seconds.get("shim.load", usual.load),
+        cleanup=seconds.get("shim.cleanup", usual.cleanup),
+        shutdown=seconds.get("shim.shutdown", usual.shutdown),
+        state=seconds.get("task.state", usual.state),
+        stats=seconds.get("metrics.shimstats", usual.stats),
+    )
+    forkserver = ForkServer(daemon.state / "forkserver.sock")
+    publisher = context.get(PluginType.EVENT)
+    manager = ShimManager(bundles, ShimBinaries(), settings, publisher, forkserver, limits)
+    context.ready.append(forkserver.start)  # so that the first container need not wait for it
+    context.closing += [forkserver.stop, manager.close]
+    return manager
+
+
+async def _tasks(context: InitContext) -> Any:
+    from orlop.runtime import host
+    from orlop.runtime.names import ShimBinaries
+    from orlop.runtime.tasks import TaskManager
+
+    config: TaskConfig = context.config
+    metadata = context.get(PluginType.METADATA)
+    shims = context.get(PluginType.SHIM)
+    shims.binaries = ShimBinaries(tuple(config.builtin))
+    mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    runtime = await asyncio.to_thread(host.detect, mountinfo)
+    context.meta.platforms = [platform.host()]
+    context.meta.exports["log-uri-schemes"] = "fifo,binary,binary-v2,file"
+    runtime_root = str(context.daemon.state / "runc")
+    manager = TaskManager(metadata.containers, metadata.content, shims, runtime, runtime_root)
+    context.closing.append(manager.close)
+    await manager.load_existing()
+    return manager
+
+
+async def _monitor(context: InitContext) -> Any:
+    """Shims tell of killed processes themselves; this plugin is what clients look for in the list."""
+    context.meta.platforms = [platform.host()]
+    return context.get(PluginType.EVENT)
+
+
+def _drop_other_boot(bundles: Any, path: Path) -> None:
+    """After a reboot every bundle is stale: its shim is gone, its pids and sockets are somebody else's."""
+    current = BOOT_ID.read_text().strip()
+    recorded = path.read_text().strip() if path.exists() else current
+    if recorded != current:
+        for bundle in list(bundles.walk()):
+            bundle.remove()
+    path.write_text(current)
+
+
+REGISTRATIONS: tuple[Registration, ...] = (
+    Registration(PluginType.TASK_MONITOR, "cgroups", _monitor, (PluginType.EVENT,), MonitorConfig),
+    Registration(PluginType.SHIM, "manager", _shims, (PluginType.EVENT, PluginType.METADATA), ShimConfig),
+    Registration(
+        PluginType.RUNTIME,
+        "task",
+        _tasks,
+        (PluginType.SHIM, PluginType.MOUNT_MANAGER, PluginType.WARNING, PluginType.METADATA),
+        TaskConfig,
+    ),
+)

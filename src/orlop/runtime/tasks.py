@@ -1,0 +1,437 @@
+"""Tasks of containers: each call finds the container's record, then its shim, and asks that.
+
+Texts and codes are containerd's; clients match on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+
+from orlop import faults
+from orlop.api.runtime.task.v3 import shim_pb2
+from orlop.api.types import introspection_pb2
+from orlop.api.types.runc.options import oci_pb2
+from orlop.core import clock, filters, identifiers
+from orlop.core.container import Container, ContainerStore
+from orlop.core.content import ContentStore
+from orlop.core.descriptor import Descriptor
+from orlop.core.scope import Scope
+from orlop.core.task import IO, Exit, Metric, NewTask, Process, ProcessInfo, Status
+from orlop.core.typed import FEATURES_URL, Typed
+from orlop.core.wire import common
+from orlop.core.wire import task as wire
+from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unimplemented, Unknown
+from orlop.rpc.ttrpc import TtrpcClosed
+from orlop.runtime import bootstrap as contract
+from orlop.runtime import host
+from orlop.runtime.bundle import Bundle
+from orlop.runtime.checkpoint import CHECKPOINT_TYPE, store_checkpoint
+from orlop.runtime.host import OciRuntime
+from orlop.runtime.names import ShimBinary, binary_name
+from orlop.runtime.owner import Owner
+from orlop.runtime.shim import Shim
+from orlop.runtime.shims import ShimManager
+
+log = logging.getLogger(__name__)
+
+RUNC_OPTIONS = oci_pb2.Options.DESCRIPTOR.full_name
+CHECKPOINT_OPTIONS = oci_pb2.CheckpointOptions.DESCRIPTOR.full_name
+
+
+class OciRuntimes(Protocol):
+    """The choice of the OCI runtime, made once for the host."""
+
+    def for_spec(self, spec: bytes | None) -> str: ...
+
+
+class TaskManager:
+    def __init__(
+        self,
+        containers: ContainerStore,
+        content: ContentStore,
+        shims: ShimManager,
+        runtime: OciRuntimes | None = None,
+        runtime_root: str = "",
+    ) -> None:
+        self._containers = containers
+        self._content = content
+        self._shims = shims
+        self._runtime = runtime or OciRuntime("runc")
+        self._runtime_root = runtime_root
+        self._busy: set[tuple[str, str]] = set()
+        self._owner = Owner()
+
+    async def create(self, scope: Scope, new: NewTask) -> int:
+        container = await self._containers.get(scope, new.container_id)
+        options = _runc_options(new.options, container.runtime.name)
+        restore = _restore_path(new, options)
+        old = self._shims.find(scope.namespace, container.id)
+        if old is not None and old.dead:
+            await old.buried.wait()
+        key = (scope.namespace, container.id)
+        if key in self._busy or self._shims.find(*key) is not None:
+            raise AlreadyExists(f"task {container.id}")
+        self._busy.add(key)
+        made = _Made()
+        try:
+            return await self._create(scope, container, new, restore, made)
+        except BaseException as error:
+            # The name is free again only when nothing is left; that goes on even if this call is given up.
+            await self._owner.finish(self._undo(key, made, error), f"undoing task {container.id}")
+            raise
+        finally:
+            if made.shim is not None and self._shims.find(*key) is made.shim:
+                self._busy.discard(key)
+
+    async def _create(self, scope: Scope, container: Container, new: NewTask, restore: str, made: _Made) -> int:
+        spec = container.spec.value if container.spec is not None else None
+        try:
+            made.binary = self._shims.binaries.resolve(new.runtime_path or container.runtime.name)
+        except OrlopError as error:
+            raise error.within("failed to start shim") from None
+        options = new.options if new.options is not None and new.options.value else container.runtime.options
+        if made.binary.builtin:
+            options = self._with_defaults(options, spec)
+        making = asyncio.to_thread(self._shims.bundles.create, scope.namespace, container.id, spec)
+        made.making = self._owner.start(making, f"bundle of {container.id}")
+        made.bundle = await asyncio.shield(made.making)
+        starting = self._shims.start(made.bundle, made.binary, options, spec)
+        made.starting = self._owner.start(starting, f"shim of {container.id}")
+        try:
+            made.shim = await asyncio.shield(made.starting)
+        except OrlopError as error:
+            raise error.within("failed to start shim: start failed") from None
+        request = shim_pb2.CreateTaskRequest(
+            id=container.id,
+            bundle=str(made.bundle.path),
+            rootfs=common.mounts(new.rootfs),
+            terminal=new.io.terminal,
+            stdin=new.io.stdin,
+            stdout=new.io.stdout,
+            stderr=new.io.stderr,
+            checkpoint=restore,
+            options=common.any_of(options),
+        )
+        try:
+            answer = await made.shim.call("Create", request, shim_pb2.CreateTaskResponse)
+        except TtrpcClosed as error:
+            raise Unknown(f"failed to create shim task: {error}") from None
+        except OrlopError as error:
+            made.refused = True
+            raise error.within("failed to create shim task") from None
+        faults.point("runtime.task.created")
+        self._shims.add(made.shim)
+        return answer.pid
+
+    def _with_defaults(self, options: Typed | None, spec: bytes | None) -> Typed | None:
+        """The options with the runtime for this host, and its state below ours, where they name none.
+
+        Two daemons that shared the runtime's state directory would collide on equal ids.
+        """
+        if options is not None and options.value and options.type_name != RUNC_OPTIONS:
+            return options
+        filled = oci_pb2.Options()
+        if options is not None:
+            try:
+                filled.ParseFromString(options.value)
+            except DecodeError:
+                return options
+        if not filled.binary_name:
+            filled.binary_name = self._runtime.for_spec(spec)
+        filled.root = filled.root or self._runtime_root
+        return common.pack(filled)
+
+    async def _undo(self, key: tuple[str, str], made: _Made, error: BaseException) -> None:
+        try:
+            await made.settle()
+            if made.shim is not None:
+                await self._shims.end(made.shim, force=not made.refused)
+            elif made.bundle is not None and made.binary is not None:
+                # A shim that did not start is unknown; only an interrupted start can have left a container.
+                if isinstance(error, OrlopError):
+                    await self._shims.forget(made.bundle)
+                else:
+                    await self._shims.discard(made.bundle, made.binary.path)
+        except Exception:
+            log.exception("task %s cannot be undone", key[1])
+        finally:
+            self._busy.discard(key)
+
+    async def start(self, scope: Scope, container_id: str, exec_id: str = "") -> int:
+        shim = await self._shim(scope, container_id)
+        request = shim_pb2.StartRequest(id=container_id, exec_id=exec_id)
+        return (await shim.call("Start", request, shim_pb2.StartResponse)).pid
+
+    async def delete(self, scope: Scope, container_id: str) -> Exit:
+        shim = await self._shim(scope, container_id)
+        # Once the shim has deleted its container the rest must follow, whether or not the caller still waits.
+        return await self._owner.finish(self._delete(shim), f"deletion of task {container_id}")
+
+    async def _delete(self, shim: Shim) -> Exit:
+        async with shim.lock:
+            if self._shims.find(*shim.key) is not shim:
+                raise NotFound.verbatim(f"task {shim.id} not found")
+            answer: shim_pb2.DeleteResponse | None = None
+            try:
+                answer = await shim.call("Delete", shim_pb2.DeleteRequest(id=shim.id), shim_pb2.DeleteResponse)
+            except NotFound as error:
+                missing = error
+            except OrlopError as error:
+                raise error.within("failed to delete task") from None
+            faults.point("runtime.task.deleted")
+            await self._shims.end(shim)
+        if answer is None:
+            raise missing.within("failed to delete task")
+        return Exit(answer.exit_status, wire.exited_at(answer.exited_at), answer.pid, shim.id)
+
+    async def delete_process(self, scope: Scope, container_id: str, exec_id: str) -> Exit:
+        shim = await self._shim(scope, container_id)
+        if not exec_id:
+            state = await self._state(shim, "")
+            if state.status in (Status.RUNNING, Status.PAUSED, Status.PAUSING):
+                kind = "running" if state.status is Status.RUNNING else "paused"
+                raise Unknown(f"cannot delete a {kind} process")
+        request = shim_pb2.DeleteRequest(id=container_id, exec_id=exec_id)
+        answer = await shim.call("Delete", request, shim_pb2.DeleteResponse)
+        return Exit(answer.exit_status, wire.exited_at(answer.exited_at), answer.pid, exec_id or container_id)
+
+    async def get(self, scope: Scope, container_id: str, exec_id: str = "") -> Process:
+        shim = await self._shim(scope, container_id)
+        try:
+            return await self._state(shim, exec_id)
+        except TtrpcClosed:
+            raise NotFound.verbatim("not found") from None
+        except (NotFound, Unavailable):
+            raise
+        except OrlopError as error:
+            log.warning("state of task %s: %s", container_id, error)
+            return Process(container_id, exec_id or container_id)
+
+    async def kill(
+        self, scope: Scope, container_id: str, exec_id: str = "", signal: int = 15, *, everyone: bool = False
+    ) -> None:
+        shim = await self._shim(scope, container_id)
+        request = shim_pb2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=everyone)
+        await shim.call("Kill", request, Empty)
+
+    async def exec(self, scope: Scope, container_id: str, exec_id: str, spec: Typed | None, io: IO) -> None:
+        if not exec_id:
+            raise InvalidArgument.verbatim("exec id cannot be empty")
+        shim = await self._shim(scope, container_id)
+        try:
+            identifiers.validate(exec_id)
+        except InvalidArgument as error:
+            raise error.within(f"invalid exec id {exec_id}") from None
+        request = shim_pb2.ExecProcessRequest(
+            id=container_id, exec_id=exec_id, terminal=io.terminal, stdin=io.stdin, stdout=io.stdout,
+            stderr=io.stderr, spec=common.any_of(spec),
+        )  # fmt: skip
+        await shim.call("Exec", request, Empty)
+
+    async def resize_pty(self, scope: Scope, container_id: str, exec_id: str, width: int, height: int) -> None:
+        shim = await self._shim(scope, container_id)
+        request = shim_pb2.ResizePtyRequest(id=container_id, exec_id=exec_id, width=width, height=height)
+        await shim.call("ResizePty", request, Empty)
+
+    async def close_io(self, scope: Scope, container_id: str, exec_id: str = "", *, stdin: bool = True) -> None:
+        shim = await self._shim(scope, container_id)
+        if stdin:
+            await shim.call("CloseIO", shim_pb2.CloseIORequest(id=container_id, exec_id=exec_id, stdin=True), Empty)
+        else:
+            await self._state(shim, exec_id)
+
+    async def pause(self, scope: Scope, container_id: str) -> None:
+        shim = await self._shim(scope, container_id)
+        await shim.call("Pause", shim_pb2.PauseRequest(id=container_id), Empty)
+
+    async def resume(self, scope: Scope, container_id: str) -> None:
+        shim = await self._shim(scope, container_id)
+        await shim.call("Resume", shim_pb2.ResumeRequest(id=container_id), Empty)
+
+    async def pids(self, scope: Scope, container_id: str) -> list[ProcessInfo]:
+        shim = await self._shim(scope, container_id)
+        answer = await shim.call("Pids", shim_pb2.PidsRequest(id=container_id), shim_pb2.PidsResponse)
+        return [wire.process_info_of(process) for process in answer.processes]
+
+    async def checkpoint(self, scope: Scope, container_id: str, options: Typed | None) -> list[Descriptor]:
+        container = await self._containers.get(scope, container_id)
+        shim = await self._shim(scope, container_id)
+        parsed = oci_pb2.CheckpointOptions()
+        if options is not None and (options.type_name != CHECKPOINT_OPTIONS or not _parse(parsed, options.value)):
+            raise Unknown(f"invalid task checkpoint option for {container.runtime.name}")
+
+        async def write(path: str) -> None:
+            request = shim_pb2.CheckpointTaskRequest(id=container_id, path=path, options=common.any_of(options))
+            await shim.call("Checkpoint", request, Empty)
+
+        if parsed.image_path:
+            await write(parsed.image_path)
+            return []
+        return await store_checkpoint(self._content, scope, write, container.spec)
+
+    async def update(
+        self, scope: Scope, container_id: str, resources: Typed | None, annotations: Mapping[str, str]
+    ) -> None:
+        shim = await self._shim(scope, container_id)
+        request = shim_pb2.UpdateTaskRequest(
+            id=container_id, resources=common.any_of(resources), annotations=annotations
+        )
+        await shim.call("Update", request, Empty)
+
+    async def metrics(self, scope: Scope, filters: Sequence[str] = ()) -> list[Metric]:
+        matches = _filter(filters)
+        wanted = [shim for shim in self._shims.all(scope.namespace) if matches(_adaptor(shim))]
+
+        async def ask(shim: Shim) -> Metric | None:
+            request = shim_pb2.StatsRequest(id=shim.id)
+            try:
+                answer = await shim.call("Stats", request, shim_pb2.StatsResponse, self._shims.limits.stats)
+            except OrlopError as error:
+                if not isinstance(error, NotFound):
+                    log.warning("metrics of task %s: %s", shim.id, error)
+                return None
+            return Metric(shim.id, clock.now(), common.typed_of(answer.stats))
+
+        answers = await asyncio.gather(*(ask(shim) for shim in wanted))
+        return [metric for metric in answers if metric is not None]
+
+    async def wait(self, scope: Scope, container_id: str, exec_id: str = "") -> Exit:
+        shim = await self._shim(scope, container_id)
+        request = shim_pb2.WaitRequest(id=container_id, exec_id=exec_id)
+        answer = await shim.call("Wait", request, shim_pb2.WaitResponse)
+        return Exit(answer.exit_status, wire.exited_at(answer.exited_at))
+
+    async def runtime_info(self, request: introspection_pb2.RuntimeRequest) -> introspection_pb2.RuntimeInfo:
+        """What a runtime says of itself. For our own shim that is what its OCI runtime says."""
+        runtime = request.runtime_path or "io.containerd.runc.v2"
+        options = common.optional_typed(request, "options")
+        binary = self._shims.binaries.resolve(runtime)
+        if not binary.builtin:
+            return await contract.info(binary.path, options, self._shims.settings)
+        parsed = oci_pb2.Options()
+        if options is not None and options.value and options.type_name == RUNC_OPTIONS:
+            _parse(parsed, options.value)
+        answer = introspection_pb2.RuntimeInfo(
+            name=binary_name(runtime) or runtime,
+            version=introspection_pb2.RuntimeVersion(version=self._shims.settings.version),
+            options=request.options if request.HasField("options") else None,
+        )
+        document = await asyncio.to_thread(host.features, parsed.binary_name or self._runtime.for_spec(None))
+        if document is not None:
+            answer.features.type_url = FEATURES_URL
+            answer.features.value = document
+        return answer
+
+    async def load_existing(self) -> None:
+        """Finds the tasks of an earlier daemon again."""
+
+        async def runtime_of(namespace: str, id: str) -> str:
+            try:
+                return (await self._containers.get(Scope(namespace), id)).runtime.name
+            except NotFound:
+                return ""
+
+        await self._shims.load_existing(runtime_of)
+
+    async def close(self) -> None:
+        """Finishes the deletions under way. Tasks run on."""
+        await self._owner.drain()
+
+    async def _shim(self, scope: Scope, container_id: str) -> Shim:
+        await self._containers.get(scope, container_id)
+        shim = self._shims.find(scope.namespace, container_id)
+        if shim is None or shim.dead:
+            raise NotFound.verbatim(f"task {container_id} not found")
+        return shim
+
+    async def _state(self, shim: Shim, exec_id: str) -> Process:
+        request = shim_pb2.StateRequest(id=shim.id, exec_id=exec_id)
+        return wire.state_of(
+            await shim.call("State", request, shim_pb2.StateResponse, self._shims.limits.state), shim.id
+        )
+
+    async def list(self, scope: Scope) -> list[Process]:
+        async def ask(shim: Shim) -> Process | None:
+            try:
+                return await self._state(shim, "")
+            except OrlopError as error:
+                if not isinstance(error, NotFound):
+                    log.warning("state of task %s: %s", shim.id, error)
+                return None
+
+        answers = await asyncio.gather(*(ask(shim) for shim in self._shims.all(scope.namespace)))
+        return [process for process in answers if process is not None]
+
+
+class _Made:
+    """What a create has made so far. Steps under way are not cancelled with it: what they make would be lost."""
+
+    def __init__(self) -> None:
+        self.making: asyncio.Task[Bundle] | None = None
+        self.starting: asyncio.Task[Shim] | None = None
+        self.binary: ShimBinary | None = None
+        self.bundle: Bundle | None = None
+        self.shim: Shim | None = None
+        self.refused = False
+
+    async def settle(self) -> None:
+        """Waits for the step under way, and takes what came of it."""
+        with contextlib.suppress(OrlopError, OSError):
+            if self.making is not None:
+                self.bundle = await self.making
+            if self.starting is not None:
+                self.shim = await self.starting
+
+
+def _runc_options(options: Typed | None, runtime: str) -> oci_pb2.Options:
+    parsed = oci_pb2.Options()
+    if options is not None and (options.type_name != RUNC_OPTIONS or not _parse(parsed, options.value)):
+        raise Unknown(f"invalid task create option for {runtime}")
+    return parsed
+
+
+def _restore_path(new: NewTask, options: oci_pb2.Options) -> str:
+    """The directory of a checkpoint that the task is restored from; empty for a new one."""
+    if options.criu_image_path:
+        return options.criu_image_path
+    if new.checkpoint is None:
+        return ""
+    path = new.checkpoint.annotations.get("RestoreFromPath", "")
+    if path:
+        return path
+    if new.checkpoint.media_type != CHECKPOINT_TYPE:
+        raise Unknown(f'unsupported checkpoint type "{new.checkpoint.media_type}"')
+    raise Unimplemented(f"restore from checkpoint content {new.checkpoint.digest} (name a criu_image_path instead)")
+
+
+def _parse(message: oci_pb2.Options | oci_pb2.CheckpointOptions, value: bytes) -> bool:
+    try:
+        message.ParseFromString(value)
+    except DecodeError:
+        return False
+    return True
+
+
+def _filter(texts: Sequence[str]) -> filters.Filter:
+    try:
+        return filters.parse(texts)
+    except InvalidArgument as error:
+        # The reference passes this error on as a plain one.
+        raise Unknown(str(error)) from None
+
+
+def _adaptor(shim: Shim) -> filters.Adaptor:
+    fields = {"id": shim.id, "namespace": shim.namespace}
+
+    def value(path: Sequence[str]) -> tuple[str, bool]:
+        key = ".".join(path)
+        return fields.get(key, ""), key in fields
+
+    return value
