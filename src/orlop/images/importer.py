@@ -1,0 +1,259 @@
+"""Import: an archive (OCI image layout or `docker save`, plain, gzip or zstd) into content and image stores.
+
+The archive is read once, forwards; its files may come in any order. Every file but the few that describe the archive
+becomes a blob; what no image refers to is collected later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import posixpath
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import msgspec
+
+from orlop.core import digest as digests
+from orlop.core.content import ContentInfo, ContentStore, write_whole
+from orlop.core.descriptor import Descriptor
+from orlop.core.image import Image, ImageStore
+from orlop.core.scope import Scope
+from orlop.errors import AlreadyExists, InvalidArgument, NotFound
+from orlop.images import children, documents, media, names
+from orlop.images.documents import DescriptorDocument
+from orlop.layers import tar
+from orlop.layers.compression import Compression, decompress, detect
+from orlop.layers.stream import ByteStream
+
+LIMIT = 20 << 20
+"""Bytes of a file that describes the archive."""
+CHUNK = 1 << 20
+MAX_FILES = 100_000
+"""Entries of an archive that are read."""
+
+IMAGE_NAME = "io.containerd.image.name"
+REF_NAME = "org.opencontainers.image.ref.name"
+
+_DESCRIBING = ("oci-layout", "index.json", "manifest.json")
+_LINKS_LIMIT = 40
+
+
+@dataclass(slots=True)
+class _Found:
+    """What an archive held: its describing files whole, and the blobs that the others became, by path."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    blobs: dict[str, ContentInfo] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+
+    def blob(self, path: str) -> ContentInfo:
+        """The blob at `path`, through links. Raises InvalidArgument if there is none."""
+        at = posixpath.normpath(path)
+        for _ in range(_LINKS_LIMIT):
+            if at not in self.links:
+                break
+            at = _within(posixpath.join(posixpath.dirname(at), self.links[at]))
+        if at not in self.blobs:
+            raise InvalidArgument(f"archive: manifest.json names the file {path!r}, which is not in it")
+        return self.blobs[at]
+
+
+async def import_archive(
+    content: ContentStore,
+    images: ImageStore,
+    scope: Scope,
+    source: BinaryIO,
+    *,
+    name: str = "",
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Image]:
+    """Stores what `source` holds and returns its images. `scope` should have a lease: nothing else holds the blobs
+    before their image exists. `progress` is told, in another thread, the bytes read so far.
+
+    `name` is for an archive that names its image not at all, or by a tag alone. Raises InvalidArgument for what is no
+    image archive, and Unknown or FailedPrecondition for one that is damaged.
+    """
+    archive = _Archive(content, scope, source, progress)
+    found = await archive.read()
+    if "oci-layout" in found.files:
+        named = await _oci(content, scope, found, name)
+    elif "manifest.json" in found.files:
+        named = await _docker(content, scope, found, name)
+    else:
+        raise InvalidArgument("archive: unrecognized image format (neither oci-layout nor manifest.json in it)")
+    for _, target in named:
+        await children.label(content, scope, target)
+    return [await _store(images, scope, Image(full, target)) for full, target in named]
+
+
+class _Archive:
+    """An archive on its way into the content store."""
+
+    def __init__(self, content: ContentStore, scope: Scope, source: BinaryIO, progress: Callable[[int], None]) -> None:
+        self._content, self._scope = content, scope
+        self._reader = tar.TarReader(ByteStream(decompress(_chunks(source, progress))), entries_limit=MAX_FILES)
+        # Of its own, so that two imports of one archive at a time do not wait for each other.
+        self._id = uuid.uuid4().hex[:12]
+
+    async def read(self) -> _Found:
+        found = _Found()
+        entries = iter(self._reader)
+        while (entry := await asyncio.to_thread(next, entries, None)) is not None:
+            path = _within(entry.name.decode(errors="surrogateescape"))
+            target = entry.link.decode(errors="surrogateescape")
+            if entry.type == tar.SYMLINK:
+                found.links[path] = target
+            elif entry.type == tar.LINK:
+                found.links[path] = f"/{target}"
+            elif entry.type == tar.REGULAR:
+                if entry.parts is not None:
+                    raise InvalidArgument(f"archive: {path!r} is a sparse file")
+                if path in _DESCRIBING:
+                    if path in found.files:
+                        raise InvalidArgument(f"archive: {path} comes twice")
+                    found.files[path] = await asyncio.to_thread(self._whole, path, entry)
+                else:
+                    found.blobs[path] = await self._blob(path, entry)
+        # What a compressed stream says of its damage, it says at its end.
+        await asyncio.to_thread(self._reader.stream.drain)
+        return found
+
+    def _whole(self, path: str, entry: tar.Entry) -> bytes:
+        if entry.size > LIMIT:
+            raise InvalidArgument(f"archive: {path} has {entry.size} bytes, at most {LIMIT} are read")
+        return b"".join(bytes(piece) for _, piece in self._reader.data(entry))
+
+    async def _blob(self, path: str, entry: tar.Entry) -> ContentInfo:
+        expected = _expected(path)
+        ref = f"tar-{self._id}-{path.encode(errors='replace').decode()[:200]}"
+        try:
+            writer = await self._content.open_writer(self._scope, ref, entry.size, expected)
+        except AlreadyExists:
+            return await self._content.info(self._scope, expected)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._abort, ref)
+            undo.push_async_callback(writer.close)
+            if expected and (await writer.status()).offset == entry.size:
+                # Another namespace has the blob, and shares it: there is nothing to write.
+                return await writer.commit(entry.size, expected)
+            pieces = self._reader.data(entry)
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                await writer.write(bytes(piece[1]))
+            digest = writer.digest()
+            try:
+                return await writer.commit(entry.size, expected)
+            except AlreadyExists:
+                return await self._content.info(self._scope, digest)
+
+    async def _abort(self, ref: str) -> None:
+        """A part of a file is of no use to a later import."""
+        try:
+            await self._content.abort(self._scope, ref)
+        except NotFound:
+            return  # it was committed
+
+
+def _chunks(source: BinaryIO, progress: Callable[[int], None]) -> Iterator[bytes]:
+    total = 0
+    while chunk := source.read(CHUNK):
+        total += len(chunk)
+        progress(total)
+        yield chunk
+
+
+def _within(path: str) -> str:
+    """A path from the archive's root; no name reaches above it."""
+    return posixpath.normpath(f"/{path}").lstrip("/")
+
+
+def _expected(path: str) -> str:
+    """The digest that a layout's path promises, empty for another path."""
+    parts = path.split("/")
+    if len(parts) == 3 and parts[0] == "blobs":
+        digest = f"{parts[1]}:{parts[2]}"
+        if not digests.problem(digest):
+            return digest
+    return ""
+
+
+async def _oci(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[tuple[str, Descriptor]]:
+    layout = documents.layout_of(found.files["oci-layout"], "archive: oci-layout")
+    if layout.image_layout_version != "1.0.0":
+        raise InvalidArgument(f"archive: unsupported OCI version {layout.image_layout_version}")
+    if "index.json" not in found.files:
+        raise InvalidArgument("archive: missing index.json in OCI layout 1.0.0")
+    index = documents.index_of(found.files["index.json"], "", "archive: index.json")
+    named = []
+    for entry in index.manifests:
+        full = _name_of(entry, name if len(index.manifests) == 1 else "")
+        if full:
+            await content.info(scope, entry.digest)
+            named.append((full, entry.noun()))
+    if not named:
+        raise InvalidArgument(
+            f"archive: no image in it has a name (annotation {IMAGE_NAME} or {REF_NAME}): give it one"
+        )
+    return named
+
+
+def _name_of(entry: DescriptorDocument, other: str) -> str:
+    """The full name of an image, from its annotations and else from `other`; empty if neither has one."""
+    annotations = entry.annotations or {}
+    own = annotations.get(IMAGE_NAME) or annotations.get(REF_NAME, "")
+    if "/" in own or ":" in own:
+        return names.normalize(own)
+    # A bare word is a tag (OCI image-spec, annotations.md), of a name that the archive leaves out.
+    return names.normalize(names.with_tag(other, own)) if other else ""
+
+
+async def _docker(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[tuple[str, Descriptor]]:
+    entries = documents.docker_manifests_of(found.files["manifest.json"], "archive: manifest.json")
+    named: list[tuple[str, Descriptor]] = []
+    for entry in entries:
+        config = found.blob(entry.config)
+        layers = []
+        for path in entry.layers:
+            blob = found.blob(path)
+            kind = _LAYER_TYPES[await _compression(content, scope, blob)]
+            layers.append({"mediaType": kind, "digest": blob.digest, "size": blob.size})
+        data = msgspec.json.encode(
+            {
+                "schemaVersion": 2,
+                "mediaType": media.DOCKER_MANIFEST,
+                "config": {"mediaType": media.DOCKER_CONFIG, "digest": config.digest, "size": config.size},
+                "layers": layers,
+            }
+        )
+        digest = digests.of(data)
+        await write_whole(content, scope, f"manifest-{uuid.uuid4().hex[:12]}-{digest}", data, digest)
+        target = Descriptor(media.DOCKER_MANIFEST, digest, len(data))
+        tags = entry.repo_tags or ([name] if name and len(entries) == 1 else [])
+        named.extend((names.normalize(tag), target) for tag in tags)
+    if not named:
+        raise InvalidArgument("archive: no image in manifest.json has a name (RepoTags): give it one")
+    return named
+
+
+_LAYER_TYPES = {
+    Compression.NONE: media.DOCKER_LAYER,
+    Compression.GZIP: media.DOCKER_LAYER_GZIP,
+    Compression.ZSTD: media.DOCKER_LAYER_ZSTD,
+}
+
+
+async def _compression(content: ContentStore, scope: Scope, blob: ContentInfo) -> Compression:
+    reader = await content.open_reader(scope, blob.digest)
+    try:
+        return detect(await reader.read(0, 16))
+    finally:
+        await reader.close()
+
+
+async def _store(images: ImageStore, scope: Scope, image: Image) -> Image:
+    try:
+        return await images.create(scope, image)
+    except AlreadyExists:
+        return await images.update(scope, image, ["target"])
