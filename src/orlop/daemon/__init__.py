@@ -1,0 +1,1 @@
+"""The daemon: configuration, the graph of plugins, start and stop, logging."""
