@@ -1,0 +1,1 @@
+"""`orlop`: the command line for people."""
