@@ -167,9 +167,8 @@ def test_pruning_references_drops_the_layers_of_an_unpacked_image(
 ) -> None:
     other = Daemon(daemon.work, namespace=name)
     other.ctr("images", "import", archives.oci)
-    before = len(digests(other))
     other.ctr("content", "prune", "references")
-    assert len(digests(other)) == before - 1
+    assert len(digests(other)) == 2  # manifest and config
     other.ctr("images", "rm", "--sync", IMAGE)
     other.ctr("namespaces", "rm", name)
 

@@ -136,9 +136,12 @@ class _Archive:
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._abort, ref)
             undo.push_async_callback(writer.close)
-            if expected and (await writer.status()).offset == entry.size:
-                # Another namespace has the blob, and shares it: there is nothing to write.
+            shared = (await writer.status()).offset
+            if shared and shared == entry.size:
+                # Another namespace has the blob: there is nothing to write.
                 return await writer.commit(entry.size, expected)
+            if shared:
+                await writer.truncate(0)  # what the archive holds is something else, and shall be found wrong
             pieces = self._reader.data(entry)
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 await writer.write(bytes(piece[1]))
