@@ -63,7 +63,7 @@ class DaemonProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            self.process.terminate()  # so that it ends its fork server too
             self.process.wait()
         self._notified.setblocking(False)
         try:
