@@ -1,0 +1,1 @@
+"""The Transfer service's sources and destinations, and the streams they ride on."""
