@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
@@ -38,3 +38,23 @@ class Differ(Protocol):
         epoch: int | None = None,
     ) -> Descriptor:
         """Stores the layer that makes `upper` out of `lower`; `epoch` (nanoseconds) bounds its time stamps."""
+
+
+@runtime_checkable
+class StreamDiffer(Differ, Protocol):
+    """A differ that takes a layer while it arrives."""
+
+    async def apply_stream(
+        self,
+        layer: Descriptor,
+        source: Iterable[bytes],
+        mounts: Sequence[Mount],
+        *,
+        payloads: Mapping[str, Typed] | None = None,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """As `apply`, with the blob's bytes from `source`, which a thread iterates and which may block there; what it
+        raises ends the call. All of it is read, also what follows the archive.
+
+        Raises Unimplemented, before anything is read, where `apply` must be called once the blob is stored.
+        """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orlop.core.descriptor import Descriptor
-from orlop.core.diff import Differ
+from orlop.core.diff import Differ, StreamDiffer
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.typed import Typed
@@ -13,7 +13,7 @@ from orlop.errors import Unimplemented, Unknown
 
 
 class DifferChain:
-    """Implements `orlop.core.diff.Differ`; only Unimplemented moves on to the next."""
+    """Implements `orlop.core.diff.StreamDiffer`; only Unimplemented moves on to the next."""
 
     def __init__(self, differs: Sequence[Differ], *, sync_fs: bool = False) -> None:
         self._differs = differs
@@ -41,6 +41,28 @@ class DifferChain:
         for differ in self._differs:
             try:
                 return await differ.apply(scope, layer, mounts, payloads=payloads, sync_fs=sync_fs or self._sync_fs)
+            except Unimplemented as error:
+                refusal = error
+        raise refusal
+
+    async def apply_stream(
+        self,
+        layer: Descriptor,
+        source: Iterable[bytes],
+        mounts: Sequence[Mount],
+        *,
+        payloads: Mapping[str, Typed] | None = None,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """As the first differ does that does not raise Unimplemented."""
+        refusal = Unimplemented("no differ takes a layer while it arrives")
+        for differ in self._differs:
+            if not isinstance(differ, StreamDiffer):
+                continue
+            try:
+                return await differ.apply_stream(
+                    layer, source, mounts, payloads=payloads, sync_fs=sync_fs or self._sync_fs
+                )
             except Unimplemented as error:
                 refusal = error
         raise refusal

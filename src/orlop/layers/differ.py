@@ -11,7 +11,7 @@ import base64
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -54,7 +54,7 @@ class Mounter(Protocol):
 
 
 class WalkingDiffer:
-    """Implements `orlop.core.diff.Differ` over a content store and temporary mounts."""
+    """Implements `orlop.core.diff.StreamDiffer` over a content store and temporary mounts."""
 
     def __init__(
         self,
@@ -88,13 +88,25 @@ class WalkingDiffer:
                 raise NotFound("failed to get reader from content store: content digest ") from error
             raise error.within("failed to get reader from content store") from error
         try:
-            try:
-                stages = self._stages(layer.media_type, payloads or {})
-            except OrlopError as error:
-                raise error.within(f"failed to get stream processor for {layer.media_type}") from error
-            return await _in_thread(lambda stop: self._apply(reader, stages, mounts, sync_fs, stop))
+            return await self.apply_stream(layer, _read(reader), mounts, payloads=payloads, sync_fs=sync_fs)
         finally:
             await reader.close()
+
+    async def apply_stream(
+        self,
+        layer: Descriptor,
+        source: Iterable[bytes],
+        mounts: Sequence[Mount],
+        *,
+        payloads: Mapping[str, Typed] | None = None,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """As `apply`, with the blob's bytes from `source`, perhaps while they arrive."""
+        try:
+            stages = self._stages(layer.media_type, payloads or {})
+        except OrlopError as error:
+            raise error.within(f"failed to get stream processor for {layer.media_type}") from error
+        return await _in_thread(lambda stop: self._apply(iter(source), stages, mounts, sync_fs, stop))
 
     def _stages(self, media_type: str, payloads: Mapping[str, Typed]) -> list[_Stage]:
         """What a layer of `media_type` goes through until it is a tar. The administrator's programs come first."""
@@ -118,9 +130,13 @@ class WalkingDiffer:
             raise Unknown("no processor for media-type")
 
     def _apply(
-        self, reader: Reader, stages: Sequence[_Stage], mounts: Sequence[Mount], sync_fs: bool, stop: threading.Event
+        self,
+        chunks: Iterator[bytes],
+        stages: Sequence[_Stage],
+        mounts: Sequence[Mount],
+        sync_fs: bool,
+        stop: threading.Event,
     ) -> Descriptor:
-        chunks = _read(reader)
         for stage in stages:
             chunks = stage(chunks)
         with Ahead(chunks, stop) as ahead, Digester() as digester:
