@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from images_world import NS, described, encoded, grown, small_image, world
 
 from orlop.core import digest as digests
+from orlop.core import media
 from orlop.errors import InvalidArgument, OutOfRange
-from orlop.images import documents, media
+from orlop.images import documents
 from orlop.images.strict_json import CONTAINERS_LIMIT, Document
 
 CONFIG = described(b"{}", media.OCI_CONFIG)

@@ -29,9 +29,10 @@ from images_world import (
 )
 
 from orlop.core import digest as digests
+from orlop.core import media
 from orlop.core.image import Image
 from orlop.errors import FailedPrecondition, InvalidArgument, NotFound, OrlopError, ResourceExhausted, Unknown
-from orlop.images import documents, importer, media
+from orlop.images import documents, importer
 
 OCI = busybox_image.oci_layout()
 DOCKER = busybox_image.docker_save()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from images_world import NS, World, encoded, pointer, small_image, world
 
+from orlop.core import media
 from orlop.core.descriptor import Descriptor
 from orlop.core.platform import Platform
 from orlop.errors import InvalidArgument, NotFound
-from orlop.images import media, select
+from orlop.images import select
 from orlop.images.select import manifest_for, rank
 
 AMD64 = Platform("linux", "amd64")

@@ -13,13 +13,14 @@ import pytest
 from images_world import ARCHITECTURE, NS, World, described, encoded, layout, named, small_image, world
 
 from orlop.core import digest as digests
+from orlop.core import media
 from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
 from orlop.core.platform import Platform
 from orlop.core.scope import Scope
 from orlop.core.snapshot import Kind, SnapshotInfo
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
-from orlop.images import media, unpack
+from orlop.images import unpack
 
 HERE = Platform("linux", ARCHITECTURE)
 LAYERS = [gzip.compress(text) for text in (b"one", b"two", b"three")]

@@ -18,11 +18,12 @@ from google.protobuf.message import Message
 
 from orlop.content.local import LocalStore
 from orlop.core import digest as digests
+from orlop.core import media
 from orlop.core.content import write_whole
 from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image
 from orlop.core.scope import Scope
-from orlop.images import importer, media
+from orlop.images import importer
 from orlop.metadata.content import NamespacedContent
 from orlop.metadata.database import Database
 from orlop.metadata.images import ImageStore

@@ -69,6 +69,9 @@ class Repository(Protocol):
     async def tag(self, descriptor: Descriptor, open_reader: Callable[[], Awaitable[Reader]]) -> None:
         """Uploads the root document under the reference's own tag or digest."""
 
+    async def referrers(self, digest: str, artifact_type: str = "") -> list[Descriptor]:
+        """What refers to `digest` in this repository (signatures, bills of materials), of one artifact type or all."""
+
     async def close(self) -> None: ...
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from orlop.core import media
 from orlop.core.content import ContentInfo, ContentStore
 from orlop.core.descriptor import Descriptor
 from orlop.core.scope import Scope
 from orlop.errors import InvalidArgument, NotFound
-from orlop.images import documents, media
+from orlop.images import documents
 from orlop.images.select import MAX_DEPTH
 
 PREFIX = "containerd.io/gc.ref.content."

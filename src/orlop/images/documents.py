@@ -11,13 +11,12 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from orlop.core import digest
+from orlop.core import digest, media
 from orlop.core.content import ContentStore, read_whole
 from orlop.core.descriptor import Descriptor
 from orlop.core.platform import Platform
 from orlop.core.scope import Scope
 from orlop.errors import InvalidArgument
-from orlop.images import media
 from orlop.images.strict_json import Document
 
 LIMIT = 8 << 20
@@ -47,9 +46,18 @@ class DescriptorDocument(msgspec.Struct, rename="camel"):
     size: Size
     annotations: dict[str, str] | None = None
     platform: PlatformDocument | None = None
+    urls: list[str] | None = None
+    artifact_type: str = ""
 
     def noun(self) -> Descriptor:
-        return Descriptor(self.media_type, self.digest, self.size, self.annotations or {})
+        return Descriptor(
+            self.media_type,
+            self.digest,
+            self.size,
+            self.annotations or {},
+            tuple(self.urls or ()),
+            self.artifact_type,
+        )
 
 
 class Index(msgspec.Struct, rename="camel"):

@@ -17,12 +17,13 @@ from typing import BinaryIO
 import msgspec
 
 from orlop.core import digest as digests
+from orlop.core import media
 from orlop.core.content import ContentInfo, ContentStore, write_whole
 from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image, ImageStore
 from orlop.core.scope import Scope
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound
-from orlop.images import children, documents, media, names
+from orlop.images import children, documents, names
 from orlop.images.documents import DescriptorDocument
 from orlop.layers import tar
 from orlop.layers.compression import Compression, decompress, detect

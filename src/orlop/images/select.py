@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orlop.core import media
 from orlop.core.content import ContentStore
 from orlop.core.descriptor import Descriptor
 from orlop.core.platform import Platform
 from orlop.core.scope import Scope
 from orlop.errors import InvalidArgument, NotFound
-from orlop.images import documents, media
+from orlop.images import documents
 from orlop.images.documents import DescriptorDocument, Manifest
 
 MAX_DEPTH = 8
