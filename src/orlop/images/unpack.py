@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from orlop.core import clock
 from orlop.core.content import ContentInfo, ContentStore
 from orlop.core.descriptor import Descriptor
 from orlop.core.diff import Differ
 from orlop.core.labels import UNCOMPRESSED
+from orlop.core.mount import Mount
 from orlop.core.platform import Platform
 from orlop.core.scope import Scope
 from orlop.core.snapshot import SnapshotStore
@@ -21,6 +23,41 @@ from orlop.images import documents, select
 REF = "containerd.io/snapshot.ref"
 DIFF_ID = "containerd.io/snapshot/diff-id"
 PARENT = "containerd.io/snapshot/parent-chain-id"
+
+INHERITED = "containerd.io/snapshot/"
+"""Annotations of a layer that become labels of its snapshot, for snapshotters that fetch it themselves."""
+_NOT_INHERITED = frozenset({f"{INHERITED}uidmapping", f"{INHERITED}gidmapping"})
+
+Apply = Callable[[int, Sequence[Mount]], Awaitable[Descriptor]]
+"""Applies the layer of that number to mounts, as `core.diff.Differ.apply`: the layer need not have arrived before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An image's layers, bottom first: what each becomes when it is unpacked (`diff_ids`), and the names of the
+    snapshots that hold all layers up to each one (`ids`)."""
+
+    config: Descriptor
+    layers: Sequence[Descriptor]
+    diff_ids: Sequence[str]
+    ids: Sequence[str]
+
+    @classmethod
+    def of(cls, config: Descriptor, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> Chain:
+        """Raises InvalidArgument where there is not one diff id for each layer."""
+        if len(diff_ids) != len(layers):
+            raise InvalidArgument(f"image config {config.digest}: {len(diff_ids)} diff ids for {len(layers)} layers")
+        return cls(config, layers, diff_ids, chain_ids(diff_ids))
+
+    def labels(self, number: int) -> dict[str, str]:
+        """The labels of a layer's snapshot."""
+        inherited = {
+            key: value
+            for key, value in self.layers[number].annotations.items()
+            if key.startswith(INHERITED) and key not in _NOT_INHERITED
+        }
+        parent = {PARENT: self.ids[number - 1]} if number else {}
+        return inherited | {REF: self.ids[number], DIFF_ID: self.diff_ids[number]} | parent
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
@@ -50,68 +87,90 @@ async def unpack(
     """
     _, manifest = await select.manifest_for(content, scope, target, platform)
     config = manifest.config.noun()
-    diff_ids = (await documents.read_config(content, scope, config)).rootfs.diff_ids
-    if len(diff_ids) != len(manifest.layers):
-        raise InvalidArgument(
-            f"image config {config.digest}: {len(diff_ids)} diff ids for {len(manifest.layers)} layers"
-        )
-    chain = chain_ids(diff_ids)
-    parent = ""
-    for layer, diff_id, chain_id in zip(manifest.layers, diff_ids, chain, strict=True):
-        await _unpack_layer(content, snapshots, differ, scope, layer.noun(), diff_id, chain_id, parent, snapshotter)
-        parent = chain_id
-    await _label(content, scope, config.digest, f"containerd.io/gc.ref.snapshot.{snapshotter}", parent)
-    return parent
+    layers = [layer.noun() for layer in manifest.layers]
+    chain = Chain.of(config, layers, (await documents.read_config(content, scope, config)).rootfs.diff_ids)
+
+    async def apply(number: int, mounts: Sequence[Mount]) -> Descriptor:
+        return await differ.apply(scope, layers[number], mounts)
+
+    return await unpack_chain(content, snapshots, scope, chain, snapshotter, apply)
 
 
-async def _unpack_layer(
+async def unpack_chain(
     content: ContentStore,
     snapshots: SnapshotStore,
-    differ: Differ,
     scope: Scope,
-    layer: Descriptor,
-    diff_id: str,
-    chain_id: str,
-    parent: str,
+    chain: Chain,
     snapshotter: str,
-) -> None:
-    try:
-        await snapshots.stat(scope, snapshotter, chain_id)
-    except NotFound:
-        pass
-    else:
-        return
-    labels = {REF: chain_id, DIFF_ID: diff_id} | ({PARENT: parent} if parent else {})
-    key = f"extract-{clock.now() % 1_000_000_000}-{os.urandom(2).hex()} {chain_id}"
-    try:
-        mounts = await snapshots.prepare(scope, snapshotter, key, parent, labels)
-    except AlreadyExists:
-        await snapshots.stat(scope, snapshotter, chain_id)  # a snapshotter that had it somewhere else
-        return
-    what = f'failed to extract layer ({layer.media_type} {layer.digest}) to {snapshotter} as "{key}"'
-    try:
+    apply: Apply,
+) -> str:
+    """Unpacks the layers of `chain` that are not there by `apply`, as `unpack`."""
+    unpacking = _Unpacking(content, snapshots, scope, chain, snapshotter, apply)
+    for number in range(len(chain.layers)):
+        await unpacking.layer(number)
+    top = chain.ids[-1] if chain.ids else ""
+    await _label(content, scope, chain.config.digest, {f"containerd.io/gc.ref.snapshot.{snapshotter}": top})
+    return top
+
+
+@dataclass(frozen=True, slots=True)
+class _Unpacking:
+    content: ContentStore
+    snapshots: SnapshotStore
+    scope: Scope
+    chain: Chain
+    snapshotter: str
+    apply: Apply
+
+    async def layer(self, number: int) -> None:
+        """Makes the snapshot of a layer, if it is not there."""
+        chain_id = self.chain.ids[number]
+        if await self._is_there(chain_id):
+            return
+        labels = self.chain.labels(number)
+        key = f"extract-{clock.now() % 1_000_000_000}-{os.urandom(2).hex()} {chain_id}"
+        parent = self.chain.ids[number - 1] if number else ""
         try:
-            applied = await differ.apply(scope, layer, mounts)
+            mounts = await self.snapshots.prepare(self.scope, self.snapshotter, key, parent, labels)
+        except AlreadyExists:
+            # A snapshotter that had it somewhere else.
+            await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
+            return
+        try:
+            await self._fill(number, key, mounts)
+            try:
+                await self.snapshots.commit(self.scope, self.snapshotter, chain_id, key, labels)
+            except AlreadyExists:
+                await self._discard(key)  # somebody else was faster
+        except BaseException:
+            await asyncio.shield(self._discard(key))
+            raise
+        layer = self.chain.layers[number]
+        await _label(self.content, self.scope, layer.digest, {UNCOMPRESSED: self.chain.diff_ids[number]})
+
+    async def _is_there(self, chain_id: str) -> bool:
+        try:
+            await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
+        except NotFound:
+            return False
+        return True
+
+    async def _fill(self, number: int, key: str, mounts: Sequence[Mount]) -> None:
+        layer, diff_id = self.chain.layers[number], self.chain.diff_ids[number]
+        what = f'failed to extract layer ({layer.media_type} {layer.digest}) to {self.snapshotter} as "{key}"'
+        try:
+            applied = await self.apply(number, mounts)
         except OrlopError as error:
             raise error.within(what) from error
         if applied.digest != diff_id:
             raise FailedPrecondition(f'{what}: wrong diff id "{applied.digest}" calculated on extraction "{diff_id}"')
+
+    async def _discard(self, key: str) -> None:
         try:
-            await snapshots.commit(scope, snapshotter, chain_id, key, labels)
-        except AlreadyExists:
-            await _discard(snapshots, scope, snapshotter, key)  # somebody else was faster
-    except BaseException:
-        await asyncio.shield(_discard(snapshots, scope, snapshotter, key))
-        raise
-    await _label(content, scope, layer.digest, UNCOMPRESSED, diff_id)
+            await self.snapshots.remove(self.scope, self.snapshotter, key)
+        except NotFound:
+            return
 
 
-async def _discard(snapshots: SnapshotStore, scope: Scope, snapshotter: str, key: str) -> None:
-    try:
-        await snapshots.remove(scope, snapshotter, key)
-    except NotFound:
-        return
-
-
-async def _label(content: ContentStore, scope: Scope, digest: str, key: str, value: str) -> None:
-    await content.update(scope, ContentInfo(digest, 0, labels={key: value}), [f"labels.{key}"])
+async def _label(content: ContentStore, scope: Scope, digest: str, labels: Mapping[str, str]) -> None:
+    await content.update(scope, ContentInfo(digest, 0, labels=labels), [f"labels.{key}" for key in labels])
