@@ -125,7 +125,7 @@ class WalkingDiffer:
                 case media.Opening.RAW:
                     return stages
                 case media.Opening.DETECTED:
-                    stages.append(lambda chunks: decompress(chunks, self._limits))
+                    stages.append(lambda chunks, _: decompress(chunks, self._limits))
                     return stages
             raise Unknown("no processor for media-type")
 
@@ -138,7 +138,7 @@ class WalkingDiffer:
         stop: threading.Event,
     ) -> Descriptor:
         for stage in stages:
-            chunks = stage(chunks)
+            chunks = stage(chunks, stop)
         with Ahead(chunks, stop) as ahead, Digester() as digester:
             stream = ByteStream(digester.passing(ahead))
             self._onto(mounts, TarReader(stream, entries_limit=self._entries_limit), sync_fs)
@@ -246,7 +246,7 @@ class WalkingDiffer:
         return info
 
 
-_Stage = Callable[[Iterator[bytes]], Iterator[bytes]]
+_Stage = Callable[[Iterator[bytes], threading.Event], Iterator[bytes]]
 
 
 class _Output:
@@ -308,7 +308,7 @@ def _read(reader: Reader) -> Iterator[bytes]:
 
 def _program(processor: StreamProcessor, media_type: str, payload: Typed | None) -> _Stage:
     program = processor.program()
-    return lambda chunks: processors.run(processor, program, media_type, payload, chunks)
+    return lambda chunks, stop: processors.run(processor, program, media_type, payload, chunks, stop)
 
 
 def _overlay(mounts: Sequence[Mount]) -> tuple[str, list[str]]:

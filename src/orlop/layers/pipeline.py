@@ -18,7 +18,9 @@ _DEPTH = 8
 
 
 class Ahead:
-    """Iterates over `source` in another thread, a few pieces ahead. Leaving the `with` ends that thread."""
+    """Iterates over `source` in another thread, a few pieces ahead.
+
+    Leaving the `with` ends that thread, and sets `stop` for what else works for it."""
 
     def __init__(self, source: Iterable[bytes], stop: threading.Event) -> None:
         self._source = source
@@ -35,6 +37,7 @@ class Ahead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left = True
+        self._stop.set()
         while self._thread.is_alive():
             try:
                 self._queue.get(timeout=0.05)

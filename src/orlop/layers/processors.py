@@ -1,13 +1,16 @@
 """Stream processors: the administrator's programs that turn a layer of one media type into another (decryption, say).
 
 A program reads the layer on standard input and writes the result on standard output. On descriptor 3 it has the
-payload that the client sent for it, a protobuf `Any`, if there is one.
+payload that the client sent for it, a protobuf `Any`, if there is one. `STREAM_PROCESSOR_MEDIATYPE` is the type of what
+it reads. It fails by its exit status; what it wrote on standard error is then the error. It has a process group of its
+own, which goes with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import threading
@@ -17,10 +20,14 @@ from dataclasses import dataclass, field
 from google.protobuf.any_pb2 import Any
 
 from orlop.core.typed import Typed
-from orlop.errors import Unknown
+from orlop.errors import Canceled, Unknown
 
 _PIECE = 1 << 18
 _STDERR_LIMIT = 1 << 16
+_LOOK_MS = 200
+"""How often a program that says nothing lets its caller see whether it should go on."""
+EXIT_SECONDS = 10.0
+"""How long a program may take to end once its output has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,16 @@ class StreamProcessor:
 
 
 def run(
-    processor: StreamProcessor, program: str, media_type: str, payload: Typed | None, chunks: Iterable[bytes]
+    processor: StreamProcessor,
+    program: str,
+    media_type: str,
+    payload: Typed | None,
+    chunks: Iterable[bytes],
+    stop: threading.Event,
 ) -> Iterator[bytes]:
     """What `program` makes of `chunks`. Raises Unknown with what it wrote on standard error if it fails.
 
-    The program is killed where the iterator is closed early.
+    The program is killed where the iterator is closed early, and where `stop` is set, which raises Canceled.
     """
     with contextlib.ExitStack() as stack:
 
@@ -93,6 +105,7 @@ def run(
                 [processor.path, *processor.args],
                 environment,
                 file_actions=[*_moves(theirs)],
+                setpgroup=0,
                 setsigmask=[],
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
@@ -111,24 +124,58 @@ def run(
         listener.start()
         ended = False
         try:
-            while data := os.read(result, _PIECE):
-                yield data
+            yield from _output(result, stop)
             ended = True
         finally:
-            if not ended:
-                os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            in_time, status = _end(pid, EXIT_SECONDS if ended else 0)
             feeder.join()
             listener.join()
         if failures:
             raise failures[0]
+        if not in_time:
+            raise Unknown(f"stream processor {processor.id}: not ended {EXIT_SECONDS:g} s after its output")
         if status:
-            raise Unknown(said.decode("utf-8", "replace") or f"stream processor {processor.id} failed")
+            raise Unknown(said.decode("utf-8", "replace") or f"stream processor {processor.id}: {_how(status)}")
+
+
+def _output(fd: int, stop: threading.Event) -> Iterator[bytes]:
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    while True:
+        while not waiting.poll(_LOOK_MS):
+            if stop.is_set():
+                raise Canceled("layer")
+        data = os.read(fd, _PIECE)
+        if not data:
+            return
+        yield data
+
+
+def _end(pid: int, seconds: float) -> tuple[bool, int]:
+    """Waits so long for a program to end, and kills what is left of its group; whether it had ended, and its status.
+
+    The group is killed before its leader is waited for: afterwards the number could be another's.
+    """
+    handle = os.pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(handle, select.POLLIN)
+        in_time = bool(waiting.poll(seconds * 1000))
+    finally:
+        os.close(handle)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return in_time, os.waitpid(pid, 0)[1]
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"ended by signal {-code}" if code < 0 else f"exit status {code}"
 
 
 def _moves(fds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Puts `fds` at 0, 1, 2, 3. They are first moved out of the way, since one may lie where another belongs."""
-    clear = 1000
+    clear = max(*fds, len(fds)) + 1
     for place, fd in enumerate(fds):
         yield os.POSIX_SPAWN_DUP2, fd, clear + place
     for place in range(len(fds)):
