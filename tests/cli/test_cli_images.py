@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import signal
 import subprocess
@@ -55,6 +56,86 @@ class TestWithADaemon:
         missing = orlop("import", tmp_path / "nosuch", status=1)
         assert missing.stderr == f"orlop: cannot read {tmp_path}/nosuch: No such file or directory\n"
 
+    def test_an_image_is_given_more_names_and_others_are_kept(self, orlop: Orlop, name: str) -> None:
+        orlop("import", "-q", "-", stdin=busybox_image.oci_layout(f"{name}:1"))
+        orlop("import", "-q", "-", stdin=busybox_image.docker_save(f"{name}:2"))
+        assert orlop("tag", f"{name}:1", f"{name}:3", f"example.org/{name}").stdout == f"{name}:3\nexample.org/{name}\n"
+        refused = orlop("image", "tag", f"{name}:1", f"{name}:2", status=1)
+        assert re.fullmatch(
+            rf"orlop: image 'docker.io/library/{name}:2' is [0-9a-f]{{12}} now; --force gives the name away\n",
+            refused.stderr,
+        )
+        orlop("tag", "--force", f"{name}:1", f"{name}:2")
+        removed = orlop("rmi", f"{name}:3")
+        assert "its content stays: it is also docker.io/library/" in removed.stderr
+        assert orlop("rmi", "-q", f"{name}:1", f"{name}:2", f"example.org/{name}").stderr == ""
+
+    def test_images_are_narrowed_by_name_and_filter(self, orlop: Orlop, name: str) -> None:
+        orlop("import", "-q", "-", stdin=busybox_image.oci_layout(f"{name}:1"))
+        orlop("tag", f"{name}:1", f"example.org/team/{name}:2")
+        full = f"docker.io/library/{name}:1"
+        for arguments in ([name], [f"{name}:1"], [full], ["-f", f"name=={full}"], [f"{name}*"]):
+            assert orlop("images", "-q", *arguments).stdout == f"{full}\n", arguments
+        assert orlop("images", "-q", f"*/team/{name}").stdout == f"example.org/team/{name}:2\n"
+        (one,) = json.loads(orlop("image", "ls", "--json", name).stdout)
+        assert one["name"] == full
+        assert one["size"] > 500_000
+        assert one["digest"] in orlop("images", "--digests", name).stdout
+        assert "filters: parse error" in orlop("images", "-f", "==", status=1).stderr
+        orlop("rmi", name + ":1", f"example.org/team/{name}:2")
+
+    def test_a_name_that_is_nearly_one_is_told(self, orlop: Orlop) -> None:
+        done = orlop("rmi", "busybax", status=1)
+        assert done.stderr == 'orlop: image "docker.io/library/busybax:latest": not found\nIs it busybox:latest?\n'
+
+    def test_who_removes_an_image_hears_of_its_containers(self, orlop: Orlop, name: str) -> None:
+        image = f"docker.io/library/{name}:1"
+        orlop("import", "-q", "-", stdin=busybox_image.oci_layout(image))
+        orlop("run", "-d", image, name, "sleep", "600")
+        assert f"still run by {name}, which keep their file systems" in orlop("rmi", image).stderr
+        assert orlop("exec", name, "echo", "here").stdout == "here\n"
+        orlop("rm", "-f", name)
+
+    def test_an_image_is_inspected_and_its_history_shown(self, orlop: Orlop) -> None:
+        said = orlop("image", "inspect", "busybox").stdout
+        assert re.search(r"^Name: +docker\.io/library/busybox:latest$", said, re.MULTILINE)
+        assert re.search(r"^  Command: +/bin/sh$", said, re.MULTILINE)
+        assert re.search(r"^  1 +[0-9.]+ \w+ +gzip +[0-9a-f]{12} +[0-9a-f]{12} +here +overlayfs$", said, re.MULTILINE)
+        (one,) = json.loads(orlop("image", "inspect", "--json", "busybox").stdout)
+        (manifest,) = one["manifests"]
+        assert manifest["complete"] is True
+        assert manifest["image"]["config"]["Cmd"] == ["/bin/sh"]
+        assert manifest["layers"][0]["snapshotter"] == "overlayfs"
+        assert one["missing"] == []
+        assert re.search(
+            r"^2026-01-01T00:00:00Z .* busybox_image.py$", orlop("image", "history", "busybox").stdout, re.M
+        )
+        (step,) = json.loads(orlop("image", "history", "--json", "busybox").stdout)
+        assert step["layer"] == manifest["layers"][0]["digest"]
+        refused = orlop("image", "history", "--platform", "linux/s390x", "busybox", status=1).stderr
+        assert re.search(r"no manifest for linux/s390x is here \(has linux/\w+\): not found", refused)
+
+    def test_images_are_a_tree_of_layers(self, orlop: Orlop, name: str) -> None:
+        orlop("import", "-q", "-", stdin=busybox_image.docker_save(f"{name}:1"))
+        orlop("tag", f"{name}:1", f"{name}:2")
+        tree = orlop("image", "tree").stdout
+        assert re.search(rf"^[├└]─ docker\.io/library/{name}:1  .*, frees 0 B$", tree, re.MULTILINE)
+        orlop("rmi", "-q", f"{name}:2")
+        document = json.loads(orlop("image", "tree", "--json").stdout)
+        alone = {image["name"]: image["frees"] for image in document["images"]}
+        assert alone[f"docker.io/library/{name}:1"] > 1_000_000
+        assert any(f"docker.io/library/{name}:1" in layer["images"] for layer in document["layers"])
+        orlop("rmi", "-q", f"{name}:1")
+
+    def test_what_images_say_cannot_move_a_terminal(self, orlop: Orlop, name: str) -> None:
+        hostile = f"{name}\x1b]0;owned\x07"
+        orlop.daemon.ctr("images", "tag", "docker.io/library/busybox:latest", hostile)
+        for arguments in (["images"], ["images", "-q"], ["image", "tree"], ["image", "inspect", hostile]):
+            said = orlop(*arguments).stdout
+            assert "\x1b" not in said
+            assert name in said
+        orlop("rmi", hostile)
+
     def test_a_namespace_has_images_of_its_own(self, orlop: Orlop, name: str) -> None:
         assert orlop("-n", name, "images", "-q").stdout == ""
 
@@ -102,7 +183,9 @@ def test_mistakes_in_the_command_have_status_2() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "run", "ps", "exec", "kill", "rm", "import", "images", "rmi", "events", "info"]
+    "command",
+    ["", "run", "ps", "exec", "kill", "rm", "import", "images", "rmi", "tag", "events", "info", "image"]
+    + [f"image {verb}" for verb in ("import", "ls", "rm", "tag", "inspect", "history", "tree")],
 )
 def test_every_command_explains_itself_without_a_client(command: str) -> None:
     script = (

@@ -2,81 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import socket
-import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from orlop import __version__
-from orlop.cli import signals
-from orlop.errors import OrlopError, Unavailable
+from orlop.cli import image_commands
+from orlop.cli.target import Target
 
 if TYPE_CHECKING:
     from orlop.client import Client
-
-# The client, and what a command needs, is imported when it runs: help and mistakes in a command should not wait for it.
-Command = Callable[["Client"], Awaitable[int | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The daemon and namespace that the command line names."""
-
-    address: str
-    namespace: str
-
-    def run(self, command: Command) -> None:
-        """Runs `command` with a client; ends the program with its status, or with an error that says what to do."""
-
-        told: list[int] = []
-        try:
-            status = asyncio.run(self._main(command, told))
-        except Unavailable as error:
-            fail(self._unreachable() or str(error))
-        except OrlopError as error:
-            fail(str(error))
-        except BrokenPipeError:
-            sys.stdout = None  # nobody reads it: nothing is left to be flushed
-            sys.exit(128 + signal.SIGPIPE)
-        except asyncio.CancelledError:
-            sys.exit(128 + told[0] if told else 1)
-        sys.exit(status or 0)
-
-    async def _main(self, command: Command, told: list[int]) -> int | None:
-        from orlop.client import connect
-
-        task = asyncio.current_task()
-        assert task is not None
-        with signals.ending(task, told):
-            async with connect(self.address, self.namespace) as client:
-                return await command(client)
-
-    def _unreachable(self) -> str:
-        """Why the daemon cannot be reached, and what to do; empty if it can."""
-        from orlop.client.client import DEFAULT_ADDRESS
-
-        address = (self.address or DEFAULT_ADDRESS).removeprefix("unix://")
-        with socket.socket(socket.AF_UNIX) as peer:
-            try:
-                peer.connect(address)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                hint = "Is the daemon running? Start it with 'orlopd', or name its socket with --address."
-                if isinstance(error, PermissionError):
-                    hint = "The daemon's socket is for its owner and group: use sudo, or have its gid configured."
-                return f"cannot reach the daemon at {address}: {reason.lower()}\n{hint}"
-        return ""
-
-
-def fail(message: str) -> None:
-    """Ends the program with status 1 and `message`."""
-    click.echo(f"orlop: {message}", err=True)
-    sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
@@ -108,39 +43,6 @@ def info(target: Target) -> None:
     from orlop.cli import inform
 
     target.run(inform.info)
-
-
-@main.command("import")
-@click.argument("archive", type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--no-unpack", is_flag=True, help="Only store the image; unpack it when it is first run.")
-@click.option("--name", default="", help="The name of an image that the archive leaves without one.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the names alone.")
-@click.pass_obj
-def import_(target: Target, archive: str, no_unpack: bool, name: str, quiet: bool) -> None:
-    """Imports the images of ARCHIVE, an OCI layout or what `docker save` wrote; `-` is standard input."""
-    from orlop.cli import image
-
-    target.run(lambda client: image.import_archive(client, archive, name=name, unpack=not no_unpack, quiet=quiet))
-
-
-@main.command()
-@click.option("-q", "--quiet", is_flag=True, help="Print the names alone.")
-@click.pass_obj
-def images(target: Target, quiet: bool) -> None:
-    """Lists images."""
-    from orlop.cli import image
-
-    target.run(lambda client: image.show(client, quiet=quiet))
-
-
-@main.command()
-@click.argument("names", nargs=-1, required=True)
-@click.pass_obj
-def rmi(target: Target, names: tuple[str, ...]) -> None:
-    """Removes images, and what only they held."""
-    from orlop.cli import image
-
-    target.run(lambda client: image.remove(client, names))
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -226,3 +128,6 @@ def events(target: Target, filters: tuple[str, ...]) -> None:
     from orlop.cli import inform
 
     target.run(lambda client: inform.events(client, filters))
+
+
+image_commands.add_to(main)

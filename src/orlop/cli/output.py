@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,11 +11,22 @@ from orlop.core import clock
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns, as wide as what they hold."""
+    """Prints columns, as wide as what they hold. What a cell holds cannot end the line or move a terminal."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         line = "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         sys.stdout.write(line.rstrip() + "\n")
+
+
+def plain(text: str) -> str:
+    """`text` with control characters spelt out: names and histories of images are other people's."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def echo_json(document: object) -> None:
+    """Prints a document as other programs read it, and people too."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def size(count: int) -> str:

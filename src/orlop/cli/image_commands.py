@@ -1,0 +1,106 @@
+"""The commands for images: `orlop image VERB`, and those that are used most without `image` too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from orlop.cli.target import Target
+
+
+@click.group("image", no_args_is_help=True)
+def image_group() -> None:
+    """Looks after images."""
+
+
+def add_to(main: click.Group) -> None:
+    """Adds the group, and the verbs that people type without it."""
+    main.add_command(image_group)
+    for command, name in ((import_, "import"), (list_, "images"), (remove, "rmi"), (tag, "tag")):
+        main.add_command(command, name)
+
+
+@image_group.command("import")
+@click.argument("archive", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--no-unpack", is_flag=True, help="Only store the image; unpack it when it is first run.")
+@click.option("--name", default="", help="The name of an image that the archive leaves without one.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the names alone.")
+@click.pass_obj
+def import_(target: Target, archive: str, no_unpack: bool, name: str, quiet: bool) -> None:
+    """Imports the images of ARCHIVE, an OCI layout or what `docker save` wrote; `-` is standard input."""
+    from orlop.cli import image
+
+    target.run(lambda client: image.import_archive(client, archive, name=name, unpack=not no_unpack, quiet=quiet))
+
+
+@image_group.command("ls")
+@click.argument("names", nargs=-1)
+@click.option("-f", "--filter", "filters", multiple=True, help="The daemon's filter language: name~=app, labels.a==b.")
+@click.option("--digests", is_flag=True, help="Show digests in full.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the names alone.")
+@click.pass_obj
+def list_(target: Target, /, **options: Any) -> None:
+    """Lists images; NAMES narrow them: `busybox`, `busybox:1`, `*/team/*`. Of several filters one must fit."""
+    from orlop.cli import image
+
+    target.run(lambda client: image.show(client, **options))
+
+
+@image_group.command("rm")
+@click.option("-q", "--quiet", is_flag=True, help="Print the names alone.")
+@click.argument("names", nargs=-1, required=True)
+@click.pass_obj
+def remove(target: Target, names: tuple[str, ...], quiet: bool) -> None:
+    """Removes images, and what only they held. Containers made from them stay as they are."""
+    from orlop.cli import image
+
+    target.run(lambda client: image.remove(client, names, quiet=quiet))
+
+
+@image_group.command()
+@click.option("-f", "--force", is_flag=True, help="Also where NAME is another image's now.")
+@click.argument("image")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.pass_obj
+def tag(target: Target, image: str, names: tuple[str, ...], force: bool) -> None:
+    """Gives IMAGE more names."""
+    from orlop.cli import image as images
+
+    target.run(lambda client: images.tag(client, image, names, force=force))
+
+
+@image_group.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all there is to know.")
+@click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
+@click.pass_obj
+def inspect(target: Target, names: tuple[str, ...], as_json: bool) -> None:
+    """Shows what images are made of, what of it is here, and which layers are unpacked."""
+    from orlop.cli import inspection
+
+    target.run(lambda client: inspection.inspect(client, names, as_json=as_json))
+
+
+@image_group.command()
+@click.option("--platform", default="", help="For another platform than this host's: linux/arm64.")
+@click.option("--no-trunc", "whole", is_flag=True, help="Show steps in full.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("image")
+@click.pass_obj
+def history(target: Target, image: str, platform: str, whole: bool, as_json: bool) -> None:
+    """Shows how IMAGE was made, last step first."""
+    from orlop.cli import inspection
+
+    target.run(lambda client: inspection.history(client, image, platform, whole=whole, as_json=as_json))
+
+
+@image_group.command()
+@click.option("--all-platforms", "everything", is_flag=True, help="Also what is here for other platforms.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def tree(target: Target, everything: bool, as_json: bool) -> None:
+    """Shows all images as a tree of layers: what each shares, and what removing it would free."""
+    from orlop.cli import layer_tree
+
+    target.run(lambda client: layer_tree.show(client, everything=everything, as_json=as_json))
