@@ -127,6 +127,20 @@ class TestWithADaemon:
         assert any(f"docker.io/library/{name}:1" in layer["images"] for layer in document["layers"])
         orlop("rmi", "-q", f"{name}:1")
 
+    def test_an_image_is_converted_and_runs(self, orlop: Orlop, name: str) -> None:
+        made = orlop("image", "convert", "busybox", f"{name}:zstd", "--zstd")
+        assert re.fullmatch(rf"docker\.io/library/{name}:zstd  sha256:[0-9a-f]{{64}}\n", made.stdout)
+        assert re.search(r"^[0-9a-f]{12}: done$", made.stderr, re.MULTILINE)
+        again = orlop("image", "convert", "-q", "busybox", f"{name}:zstd", "--zstd")
+        assert (again.stdout.strip(), again.stderr) == (made.stdout.split()[1], "")
+        (one,) = json.loads(orlop("image", "inspect", "--json", f"{name}:zstd").stdout)
+        assert one["manifests"][0]["layers"][0]["mediaType"].endswith("tar+zstd")
+        assert orlop("run", "--rm", f"{name}:zstd", name, "echo", "here").stdout == "here\n"
+        same = orlop("image", "convert", f"{name}:zstd", f"{name}:same", "--zstd")
+        assert "nothing to convert" in same.stderr
+        assert "(has linux/" in orlop("image", "convert", "busybox", "x", "--platform", "s390x", status=1).stderr
+        orlop("rmi", "-q", f"{name}:zstd", f"{name}:same")
+
     def test_what_images_say_cannot_move_a_terminal(self, orlop: Orlop, name: str) -> None:
         hostile = f"{name}\x1b]0;owned\x07"
         orlop.daemon.ctr("images", "tag", "docker.io/library/busybox:latest", hostile)
@@ -185,7 +199,7 @@ def test_mistakes_in_the_command_have_status_2() -> None:
 @pytest.mark.parametrize(
     "command",
     ["", "run", "ps", "exec", "kill", "rm", "import", "images", "rmi", "tag", "events", "info", "image"]
-    + [f"image {verb}" for verb in ("import", "ls", "rm", "tag", "inspect", "history", "tree")],
+    + [f"image {verb}" for verb in ("import", "ls", "rm", "tag", "inspect", "history", "tree", "convert")],
 )
 def test_every_command_explains_itself_without_a_client(command: str) -> None:
     script = (

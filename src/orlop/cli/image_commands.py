@@ -104,3 +104,24 @@ def tree(target: Target, everything: bool, as_json: bool) -> None:
     from orlop.cli import layer_tree
 
     target.run(lambda client: layer_tree.show(client, everything=everything, as_json=as_json))
+
+
+@image_group.command()
+@click.option("--gzip", "form", flag_value="gzip", help="Layers as tar+gzip.")
+@click.option("--zstd", "form", flag_value="zstd", help="Layers as tar+zstd, with OCI's media types.")
+@click.option("--uncompressed", "form", flag_value="none", help="Layers as plain tar.")
+@click.option("--oci", is_flag=True, help="OCI's media types for Docker's.")
+@click.option("--platform", "platforms", multiple=True, help="Keep this platform: linux/arm64. May be repeated.")
+@click.option("--all-platforms", "everything", is_flag=True, help="Keep all platforms; all must be here.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the digest alone.")
+@click.argument("source")
+@click.argument("name")
+@click.pass_obj
+def convert(target: Target, /, **options: Any) -> None:
+    """Makes the image NAME of SOURCE, with its layers compressed otherwise or for fewer platforms.
+
+    Without --platform or --all-platforms an index keeps this host's platform.
+    """
+    from orlop.cli import conversion
+
+    target.run(lambda client: conversion.convert(client, **options))

@@ -14,7 +14,7 @@ from orlop.core import clock, rfc3339
 from orlop.core.image import Image
 from orlop.core.platform import host
 from orlop.core.scope import Scope
-from orlop.errors import NotFound
+from orlop.errors import AlreadyExists, NotFound
 from orlop.rpc.channel import Channel, GrpcChannel, InProcessChannel
 from orlop.rpc.service import Service
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from orlop.client.snapshots import Differs, Snapshots
     from orlop.client.stores import Containers, Images, Introspection, Leases, Namespaces, Version
     from orlop.client.tasks import Events, RemoteTasks
+    from orlop.core.descriptor import Descriptor
+    from orlop.images.convert import Conversion
 
 DEFAULT_ADDRESS = "/run/orlop/orlop.sock"
 DEFAULT_SNAPSHOTTER = "overlayfs"
@@ -172,6 +174,24 @@ class Client:
         return await unpack.unpack(
             self.content, self.snapshots, self.differ, scope, image.target, host(), await self.snapshotter()
         )
+
+    async def convert(
+        self, image: Image, name: str, conversion: Conversion, progress: Callable[[Descriptor, int], None] | None = None
+    ) -> Image:
+        """Stores what `conversion` makes of `image` under `name`, which may be its own; labels stay.
+
+        `progress` is told a layer and the bytes of it that have been read, in another thread.
+        """
+        from orlop.images import convert
+
+        async with self.lease() as scope:
+            tell = progress or (lambda _, __: None)
+            target = await convert.convert(self.content, scope, image.target, conversion, tell)
+            made = Image(name, target, image.labels)
+            try:
+                return await self.images.create(scope, made)
+            except AlreadyExists:
+                return await self.images.update(scope, made, ["target", "labels"])
 
     async def close(self) -> None:
         await self.channel.close()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from orlop import faults
 from orlop.core import clock
@@ -28,7 +28,7 @@ from orlop.layers import apply as application
 from orlop.layers import compare as comparison
 from orlop.layers import media, processors, syncing
 from orlop.layers.compression import Compression, Limits, compressor, decompress
-from orlop.layers.pipeline import Ahead, Digester
+from orlop.layers.pipeline import Ahead, Digester, in_thread
 from orlop.layers.processors import StreamProcessor
 from orlop.layers.stream import ByteStream
 from orlop.layers.tar import TarReader
@@ -43,8 +43,6 @@ _COMPRESSIONS = {
     media.OCI_LAYER_GZIP: Compression.GZIP,
     media.OCI_LAYER_ZSTD: Compression.ZSTD,
 }
-
-T = TypeVar("T")
 
 
 class Mounter(Protocol):
@@ -106,7 +104,7 @@ class WalkingDiffer:
             stages = self._stages(layer.media_type, payloads or {})
         except OrlopError as error:
             raise error.within(f"failed to get stream processor for {layer.media_type}") from error
-        return await _in_thread(lambda stop: self._apply(iter(source), stages, mounts, sync_fs, stop))
+        return await in_thread(lambda stop: self._apply(iter(source), stages, mounts, sync_fs, stop))
 
     def _stages(self, media_type: str, payloads: Mapping[str, Typed]) -> list[_Stage]:
         """What a layer of `media_type` goes through until it is a tar. The administrator's programs come first."""
@@ -197,7 +195,7 @@ class WalkingDiffer:
 
                 return self._compare(lower, upper, compression, epoch, store)
 
-            diff_id = await _in_thread(work)
+            diff_id = await in_thread(work)
             faults.point("layers.compare.written")
             info = await self._commit(scope, writer, dict(labels or {}), compression, diff_id)
             committed = True
@@ -283,19 +281,6 @@ class _Output:
 
 async def _write(writer: Writer, data: bytes) -> None:
     await writer.write(data)
-
-
-async def _in_thread(work: Callable[[threading.Event], T]) -> T:
-    """Runs `work` in a thread. Cancelled, it sets the event that `work` watches, and waits until it has ended."""
-    stop = threading.Event()
-    running = asyncio.ensure_future(asyncio.to_thread(work, stop))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait([running])
-        running.exception() if not running.cancelled() else None
-        raise
 
 
 def _read(reader: Reader) -> Iterator[bytes]:

@@ -5,16 +5,19 @@ The work of each stage releases the interpreter's lock; the hand-over between th
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from orlop.errors import Canceled
 
 _DEPTH = 8
+
+T = TypeVar("T")
 
 
 class Ahead:
@@ -104,3 +107,16 @@ class Digester:
     def _run(self) -> None:
         while (piece := self._queue.get()) is not None:
             self._hash.update(piece)
+
+
+async def in_thread(work: Callable[[threading.Event], T]) -> T:
+    """Runs `work` in a thread. Cancelled, it sets the event that `work` watches, and waits until it has ended."""
+    stop = threading.Event()
+    running = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([running])
+        running.exception() if not running.cancelled() else None
+        raise
