@@ -317,7 +317,7 @@ async def test_an_index_that_names_one_document_many_times_reads_it_once(tmp_pat
         inner = described(blobs[-1], media.OCI_INDEX)
     async with world(tmp_path) as w:
         [loaded] = await w.load(layout(named(inner), blobs))
-        assert (await w.labels(loaded.target.digest))["containerd.io/gc.ref.content.m.999"]
+        assert (await w.labels(loaded.target.digest))["containerd.io/gc.ref.content.999"]
 
 
 async def test_progress_is_told_as_bytes_read(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from orlop.client.content import Content
     from orlop.client.snapshots import Differs, Snapshots
     from orlop.client.stores import Containers, Images, Introspection, Leases, Namespaces, Version
+    from orlop.client.streaming import Streaming
     from orlop.client.tasks import Events, RemoteTasks
+    from orlop.client.transfer import Transfer
     from orlop.core.descriptor import Descriptor
     from orlop.images.convert import Conversion
 
@@ -103,6 +105,18 @@ class Client:
         from orlop.client.tasks import RemoteTasks
 
         return RemoteTasks(self.channel)
+
+    @cached_property
+    def streaming(self) -> Streaming:
+        from orlop.client.streaming import Streaming
+
+        return Streaming(self.channel)
+
+    @cached_property
+    def transfer(self) -> Transfer:
+        from orlop.client.transfer import Transfer
+
+        return Transfer(self.channel)
 
     @cached_property
     def version(self) -> Version:

@@ -123,6 +123,9 @@ class IngestWriter:
     def digest(self) -> str:
         return self._last.digest
 
+    def share(self) -> int:
+        return -1
+
     async def write(self, data: bytes) -> int:
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]

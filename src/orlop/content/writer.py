@@ -73,6 +73,11 @@ class LocalWriter:
         """The digest of what has arrived so far; after a commit that of the blob."""
         return self._committed or f"{self._algorithm}:{self._hasher.hexdigest()}"
 
+    def share(self) -> int:
+        """A descriptor of the data for somebody who reads it by position; theirs to close."""
+        self._require_open("share")
+        return os.dup(self._descriptor)
+
     async def write(self, data: bytes) -> int:
         """Appends `data`; returns the offset after it. After a failure the ingest is as it was before.
 

@@ -59,6 +59,9 @@ class Writer(Protocol):
     def digest(self) -> str:
         """The digest of what has arrived so far."""
 
+    def share(self) -> int:
+        """A new descriptor of the ingest's file, to read there what has arrived while more does; -1 for none."""
+
     async def write(self, data: bytes) -> int:
         """Appends; returns the offset after it."""
 

@@ -16,9 +16,15 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_LAYER_ZSTD = "application/vnd.docker.image.rootfs.diff.tar.zstd"
 
+CHECKPOINT = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+CHECKPOINT_CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
+EROFS_LAYER = "application/vnd.erofs.layer.v1"
+ATTESTATION = "application/vnd.in-toto+json"
+
 INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+KNOWN_CONFIGS = CONFIGS | {CHECKPOINT, CHECKPOINT_CONFIG}
 SCHEMA_1 = frozenset(f"application/vnd.docker.distribution.manifest.v1+{suffix}" for suffix in ("json", "prettyjws"))
 
 
@@ -30,12 +36,40 @@ def is_manifest(media_type: str) -> bool:
     return media_type in MANIFESTS
 
 
+def is_layer(media_type: str) -> bool:
+    """Whether it is a layer of a file system, however packed."""
+    return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[0] in _LAYERS
+
+
+def is_non_distributable(media_type: str) -> bool:
+    """Whether it is a layer that only its makers may hand out."""
+    return media_type.startswith(_NON_DISTRIBUTABLE)
+
+
 def ref_prefix(media_type: str) -> str:
     """How clients begin the ref of an ingest of this type."""
-    if is_index(media_type):
-        return "index-"
     if is_manifest(media_type):
         return "manifest-"
-    if media_type in CONFIGS:
+    if is_index(media_type):
+        return "index-"
+    if is_layer(media_type):
+        return "layer-"
+    if media_type in KNOWN_CONFIGS:
         return "config-"
-    return "layer-" if "tar" in media_type else "unknown-"
+    return "attestation-" if media_type == ATTESTATION else "unknown-"
+
+
+_LAYERS = frozenset(
+    {
+        DOCKER_LAYER,
+        DOCKER_LAYER_GZIP,
+        DOCKER_LAYER_ZSTD,
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        EROFS_LAYER,
+    }
+)
+_NON_DISTRIBUTABLE = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    "application/vnd.docker.image.rootfs.foreign.",
+)

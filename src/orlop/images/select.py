@@ -44,14 +44,48 @@ def rank(platform: Platform, wanted: Platform) -> int | None:
     """How well an image of `platform` runs where `wanted` is native: 0 is best, None not at all."""
     if platform.os != wanted.os or not set(platform.os_features) <= set(wanted.os_features):
         return None
+    if not _same_build(platform.os_version, wanted.os_version):
+        return None
     own, found = _processor(wanted), _processor(platform)
     choices = _COMPATIBLE.get(own, [own])
     return choices.index(found) if found in choices else None
 
 
+def _same_build(version: str, wanted: str) -> bool:
+    """Whether an image for one version of a system runs on the other: they share all but the last number, which counts
+    the revisions of a build. A version that is not known is any."""
+    return not version or not wanted or version.split(".")[:3] == wanted.split(".")[:3]
+
+
 def _processor(platform: Platform) -> tuple[str, str]:
     named = (platform.architecture, platform.variant)
     return _NORMAL.get(named, named)
+
+
+def choose(
+    entries: Sequence[DescriptorDocument], wanted: Sequence[Platform], limit: int = 0
+) -> list[tuple[DescriptorDocument, bool]]:
+    """All entries of an index, each with whether it is for a platform that is `wanted` (none: every one is).
+
+    Of the entries for one wanted platform only the best count, in the order of `wanted`; those that name no platform
+    count, and come last. At most `limit` manifests count, if it is not 0.
+    """
+    if wanted:
+        chosen = [entry for platform in wanted for entry in _best(entries, platform)]
+        chosen += [entry for entry in entries if entry.platform is None]
+    else:
+        chosen = list(entries)
+    unique = {id(entry): entry for entry in chosen}
+    if limit:
+        unique = dict(list(unique.items())[:limit])
+    rest = (entry for entry in entries if id(entry) not in unique)
+    return [*((entry, True) for entry in unique.values()), *((entry, False) for entry in rest)]
+
+
+def _best(entries: Sequence[DescriptorDocument], wanted: Platform) -> list[DescriptorDocument]:
+    ranked = [(rank(entry.platform.noun(), wanted), entry) for entry in entries if entry.platform is not None]
+    best = min((fit for fit, _ in ranked if fit is not None), default=None)
+    return [entry for fit, entry in ranked if fit is not None and fit == best]
 
 
 async def manifest_for(

@@ -66,6 +66,9 @@ class NamespacedWriter:
     def digest(self) -> str:
         return self._blob().digest if self._writer is None else self._writer.digest()
 
+    def share(self) -> int:
+        return -1 if self._writer is None else self._writer.share()
+
     async def write(self, data: bytes) -> int:
         """Appends. What is appended to a complete ingest comes behind a copy of the blob."""
         if self._writer is None:

@@ -102,6 +102,25 @@ async def _tasks(context: InitContext) -> Any:
     return context.get_by_id(T.RUNTIME, "task")
 
 
+async def _streaming(context: InitContext) -> Any:
+    from orlop.api.services.streaming.v1 import streaming_pb2
+    from orlop.rpc.service import Service
+    from orlop.services.streaming import StreamingService
+
+    servicer = StreamingService(context.get_by_id(T.STREAMING, "manager"))
+    return Service(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"], servicer)
+
+
+async def _transfer(context: InitContext) -> Any:
+    from orlop.api.services.transfer.v1 import transfer_pb2
+    from orlop.rpc.service import Service
+    from orlop.services.transfer import TransferService
+
+    transferrers = list(context.get_all(T.TRANSFER).values())
+    servicer = TransferService(transferrers, context.get_by_id(T.STREAMING, "manager"))
+    return Service(transfer_pb2.DESCRIPTOR.services_by_name["Transfer"], servicer)
+
+
 def _sandboxes(context: InitContext) -> Any:
     return context.get_by_id(T.SANDBOX_STORE, "local")
 
@@ -143,7 +162,9 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _of("namespaces", "Namespaces", "NamespacesService", _noun("namespaces"), T.SERVICE),
     _of("sandboxes", "Store", "SandboxStoreService", _sandboxes, T.SANDBOX_STORE),
     _of("snapshots", "Snapshots", "SnapshotsService", _noun("snapshots"), T.SERVICE),
+    _grpc("streaming", (T.STREAMING,), _streaming),
     _of("tasks", "Tasks", "TasksService", _noun("tasks"), T.SERVICE),
+    _grpc("transfer", (T.TRANSFER, T.STREAMING), _transfer),
     _grpc("version", (), _version),
     _grpc("healthcheck", (), _health),
     Registration(T.TTRPC, "events", _ttrpc_events, (T.EVENT,)),

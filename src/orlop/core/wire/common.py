@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.types import descriptor_pb2, mount_pb2, platform_pb2
@@ -15,6 +16,9 @@ from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
 from orlop.core.platform import Platform
 from orlop.core.typed import Typed
+from orlop.errors import InvalidArgument
+
+M = TypeVar("M", bound=Message)
 
 
 def timestamp(nanoseconds: int) -> Timestamp:
@@ -42,6 +46,18 @@ def typed_of(value: Any) -> Typed:
 def pack(message: Message) -> Typed:
     """`message` with its bare name as type URL: Go clients refuse the prefix that `Any.Pack` writes."""
     return Typed(message.DESCRIPTOR.full_name, message.SerializeToString())
+
+
+def parsed(typed: Typed, into: M) -> M:
+    """What `typed` holds, which is a message of the type of `into`. Raises InvalidArgument where it is not."""
+    name = into.DESCRIPTOR.full_name
+    if typed.type_name != name:
+        raise InvalidArgument(f"expected {name}, not {typed.type_name!r}")
+    try:
+        into.ParseFromString(typed.value)
+    except DecodeError as error:
+        raise InvalidArgument(f"{name}: {error}") from None
+    return into
 
 
 def optional_typed(message: Message, field: str) -> Typed | None:
