@@ -41,6 +41,10 @@ class Daemon:
             stderr=log,
             stdout=log,
         )
+        self.await_answer()
+
+    def await_answer(self) -> None:
+        assert self.process is not None
         deadline = time.monotonic() + 30
         while subprocess.run(["ctr", "-a", self.address, "version"], capture_output=True).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -83,9 +83,19 @@ def _start(flags: argparse.Namespace) -> int:
         debug = flags.debug or (params is not None and params.log_level <= LOG_LEVEL_DEBUG)
         with listener:
             _spawn(flags, address, path, listener, debug)
+    if params is None:
+        _write_address(bundle, path)
     sys.stdout.write(_answer(path, params is not None))
     sys.stdout.flush()
     return 0
+
+
+def _write_address(bundle: str, path: str) -> None:
+    """Notes the address where containerd 1 looks for it when it has been restarted; later ones write their own note."""
+    aside = os.path.join(bundle, ".address")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(f"unix://{path}")
+    os.rename(aside, os.path.join(bundle, "address"))
 
 
 def _spawn(flags: argparse.Namespace, address: str, path: str, listener: socket.socket, debug: bool) -> None:
