@@ -64,7 +64,8 @@ class Repository(Protocol):
         progress: Callable[[int], None] = lambda _: None,
     ) -> bool:
         """Uploads a blob or document unless it is there; False if it was. `mount_from`: repositories of the same
-        registry that have it. `progress` is told the bytes sent. A manifest goes by its digest, the root by `tag`."""
+        registry that have it. `progress` is told how many of its bytes have gone so far; where an upload has to begin
+        anew the number falls back. A manifest goes by its digest, the root by `tag`."""
 
     async def tag(self, descriptor: Descriptor, open_reader: Callable[[], Awaitable[Reader]]) -> None:
         """Uploads the root document under the reference's own tag or digest."""
