@@ -25,6 +25,7 @@ OVERLAY_OPAQUE = b"trusted.overlay.opaque"
 
 _LATEST = (1 << 63) - 1
 _DEVICE_NUMBER_LIMIT = 1 << 32
+_OWNER_LIMIT = (1 << 32) - 1
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICE_KINDS = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 
@@ -82,9 +83,10 @@ class _Application:
             if not path or (entry.type in (tar.CHARACTER, tar.BLOCK_DEVICE) and not self._options.devices):
                 continue
             try:
+                check_owner(entry)
                 self._one(entry, path)
             except OSError as error:
-                _refuse(entry, error)
+                refuse(entry, error)
         self._tree.forget()
         for real, entry in self._directories.items():
             self._set_directory_times(real, entry)
@@ -110,7 +112,7 @@ class _Application:
                 self._link(entry, here, parent)
             case tar.CHARACTER | tar.BLOCK_DEVICE | tar.FIFO:
                 parent = self._make_way(real, name, parent)
-                os.mknod(name, _DEVICE_KINDS[entry.type] | 0o600, _device(entry), dir_fd=parent)
+                os.mknod(name, _DEVICE_KINDS[entry.type] | 0o600, device(entry), dir_fd=parent)
                 self._set_metadata(entry, name, parent)
             case _:
                 raise Unknown(f"unhandled tar header type {entry.type[0]}")
@@ -305,7 +307,14 @@ def _times(entry: Entry) -> tuple[int, int]:
     return (accessed if 0 <= accessed <= _LATEST else 0), (modified if 0 <= modified <= _LATEST else 0)
 
 
-def _device(entry: Entry) -> int:
+def check_owner(entry: Entry) -> None:
+    """Raises OSError for a user or group that chown(2) does not take, or takes for no change."""
+    if max(entry.uid, entry.gid) >= _OWNER_LIMIT:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def device(entry: Entry) -> int:
+    """The device number that `entry` asks for. Raises Unknown for one out of range."""
     major, minor = entry.major, entry.minor
     if entry.type == tar.FIFO:
         return 0
@@ -319,7 +328,8 @@ def _device(entry: Entry) -> int:
         ) from None
 
 
-def _refuse(entry: Entry, error: OSError) -> NoReturn:
+def refuse(entry: Entry, error: OSError) -> NoReturn:
+    """Raises what a client is told of a call that failed for `entry`."""
     what = error.filename if isinstance(error.filename, str) and error.filename.startswith("setxattr") else "apply"
     reason = os.strerror(error.errno).lower() if error.errno else str(error)
     kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unknown
