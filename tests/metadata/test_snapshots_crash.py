@@ -108,6 +108,8 @@ POINTS = [
     "snapshots.create.filled",
     "snapshots.create.renamed",
     "snapshots.create.synced",
+    "snapshots.layers.forgotten",
+    "snapshots.layers.unmounted",
     "snapshots.remove.recorded",
 ]
 

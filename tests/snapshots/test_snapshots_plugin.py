@@ -10,6 +10,7 @@ import pytest
 
 from orlop.core import platform
 from orlop.core.plugin import PluginMeta
+from orlop.snapshots import probe
 from orlop.snapshots.plugin import REGISTRATIONS
 
 pytestmark = pytest.mark.root
@@ -27,7 +28,7 @@ async def test_a_plugin_announces_its_root_and_frees_what_a_crash_left(tmp_path:
     given = context(tmp_path / "own", registration.config())
     (tmp_path / "own/snapshots/7/fs").mkdir(parents=True)
     driver = await registration.init(given)
-    assert given.meta.exports == {"root": str(tmp_path / "own")}
+    assert given.meta.exports["root"] == str(tmp_path / "own")
     assert given.meta.platforms == [platform.host()]
     for hook in given.ready:
         await hook()
@@ -44,4 +45,18 @@ async def test_a_configured_root_is_used_instead_and_overlayfs_can_rebase(tmp_pa
     driver = await overlay.init(given)
     assert given.meta.exports["root"] == str(tmp_path / "else")
     assert given.meta.capabilities == ["rebase"]
+    await driver.close()
+
+
+@pytest.mark.parametrize("setting", ["auto", "directories"])
+async def test_introspection_says_which_form_layers_have_and_why(tmp_path: Path, setting: str) -> None:
+    (overlay,) = (registration for registration in REGISTRATIONS if registration.id == "overlayfs")
+    assert overlay.config is not None
+    given = context(tmp_path / "own", overlay.config(layers=setting))
+    driver = await overlay.init(given)
+    refusal = probe.refusal(tmp_path) if setting == "auto" else "the configuration says so"
+    assert given.meta.exports["layers"] == ("directories" if refusal else "indexed")
+    assert given.meta.exports.get("layers_why", "") == refusal
+    mounts = await driver.prepare("k")
+    assert (driver.place(mounts) is None) == bool(refusal)
     await driver.close()

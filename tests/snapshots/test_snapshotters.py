@@ -177,7 +177,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["native", "overlayfs"])
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_crash_at_any_step_leaves_each_snapshot_whole_or_absent(tmp_path: Path, kind: str, point: str) -> None:
     root = tmp_path / "root"
@@ -207,7 +207,12 @@ def test_the_crash_test_knows_every_fault_point(tmp_path: Path) -> None:
     faults.arm("none", "off")
     try:
         asyncio.run(all_of_it())
-        assert {name for name in faults.seen if name.startswith("snapshots.")} == set(POINTS)
+        assert {name for name in faults.seen if name.startswith("snapshots.")} == {
+            *POINTS,
+            # Of these, and of what else happens to layers, test_snapshots_layers_crash has more to say.
+            "snapshots.layers.forgotten",
+            "snapshots.layers.unmounted",
+        }
     finally:
         faults.disarm()
 

@@ -98,6 +98,10 @@ class DirectorySnapshotter(ABC):
     def _content(self, id: int) -> str:
         """The directory whose files are the snapshot `id`."""
 
+    def _is_bare(self, record: Record) -> bool:
+        """Whether the directory of an active that is being committed says nothing."""
+        return False
+
     def _shown(self, record: Record) -> SnapshotInfo:
         return record.info
 
@@ -118,7 +122,7 @@ class DirectorySnapshotter(ABC):
                     final = self._directory(record.id)
                     os.rename(directory, final)
                     faults.point("snapshots.create.renamed")
-                    _sync_directory(self._snapshots)
+                    sync_directory(self._snapshots)
                     faults.point("snapshots.create.synced")
             except BaseException:
                 if final:
@@ -136,7 +140,7 @@ class DirectorySnapshotter(ABC):
             finally:
                 connection.execute("ROLLBACK TO trial")
                 connection.execute("RELEASE trial")
-        return record.parents[0] if record.parents else None
+        return record.parents[0].id if record.parents else None
 
     def _mounts(self, key: str) -> list[Mount]:
         with _led_by(self.mounts_failed):
@@ -146,10 +150,11 @@ class DirectorySnapshotter(ABC):
         return self._mounts_of(record)
 
     def _commit(self, name: str, key: str, labels: dict[str, str], parent: str) -> None:
-        measured = trees.usage(self._content(self._records.get(key).id))
+        record = self._records.get(key)
+        measured = trees.usage(self._content(record.id))
         faults.point("snapshots.commit.measured")
         with _led_by(self.commit_failed.format(key=key)):
-            self._records.commit(key, name, labels, measured, parent)
+            self._records.commit(key, name, labels, measured, parent, bare=self._is_bare(record))
         faults.point("snapshots.commit.recorded")
 
     def _remove(self, key: str) -> None:
@@ -206,7 +211,7 @@ def _led_by(prefix: str) -> Iterator[None]:
         raise error.within(prefix) from error
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

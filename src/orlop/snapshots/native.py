@@ -28,7 +28,7 @@ class NativeSnapshotter(DirectorySnapshotter):
 
     def _mounts_of(self, record: Record) -> list[Mount]:
         if record.info.kind is Kind.VIEW:
-            source = record.parents[0] if record.parents else record.id
+            source = record.parents[0].id if record.parents else record.id
             return [Mount("bind", self._content(source), ("rbind", "ro"))]
         return [Mount("bind", self._content(record.id), ("rbind", "rw"))]
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import dataclasses
 import os
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from orlop.core.mount import Mount
-from orlop.core.snapshot import Kind, SnapshotInfo
+from orlop.core.snapshot import Kind, SnapshotInfo, Usage
 from orlop.errors import Unknown
 from orlop.snapshots import idmap
 from orlop.snapshots.directories import DirectorySnapshotter
-from orlop.snapshots.storage import Record
+from orlop.snapshots.layer_records import LayerRecords
+from orlop.snapshots.layers import Layers, Place
+from orlop.snapshots.storage import Files, Record
 
 UPPERDIR_LABEL = "containerd.io/snapshot/overlay.upperdir"
 
 _INDEX_PARAMETER = Path("/sys/module/overlay/parameters/index")
 _WHOLE_ID_SPACE = ["0", "0", "4294967295"]
 _DT_UNKNOWN = 0
+_INODES_OF_LAYER = 2
 
 
 class OverlaySnapshotter(DirectorySnapshotter):
     """Snapshots below `root`. Layout: `snapshots/<id>/fs`, and `work` where the snapshot is active.
 
-    `mount_options` are added to every overlay. Raises Unknown if the file system of `root` has no d_type.
+    `mount_options` are added to every overlay; with `keeps_layers` a differ finds a place here for layers that are
+    not unpacked (`core.layer.LayerKeeper`). Raises Unknown if the file system of `root` has no d_type.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         mount_options: Sequence[str] = (),
         upperdir_label: bool = False,
         sync_remove: bool = False,
+        keeps_layers: bool = False,
     ) -> None:
         super().__init__(root, sync_remove=sync_remove)
         if not supports_d_type(root):
@@ -44,6 +52,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
             )
         self._upperdir_label = upperdir_label
         self._options = (*mount_options, *_kernel_options(mount_options))
+        self._keeps_layers = keeps_layers
+        # Also where none are kept any more: those that were are mounted still.
+        self._layers = Layers(root, LayerRecords(self._records))
 
     def _fill(self, directory: str, kind: Kind, labels: Mapping[str, str], parent: int | None) -> None:
         content = os.path.join(directory, "fs")
@@ -57,9 +68,74 @@ class OverlaySnapshotter(DirectorySnapshotter):
         if owner is not None:
             os.chown(content, *owner, follow_symlinks=False)
 
+    async def usage(self, key: str) -> Usage:
+        """A layer that several snapshots have counts at the oldest of them."""
+        own = await super().usage(key)
+        return await asyncio.to_thread(self._with_layer, self._records.get(key), own)
+
+    def _with_layer(self, record: Record, own: Usage) -> Usage:
+        layers = self._layers.records
+        if record.files.layer is None or not layers.is_counted_at(record.files):
+            return own
+        layer = layers.get(record.files.layer)
+        return own if layer is None else Usage(own.size + layer.disk, own.inodes + _INODES_OF_LAYER)
+
+    async def close(self) -> None:
+        """Mounts of layers that containers may use stay."""
+        await asyncio.to_thread(self._layers.close)
+        await super().close()
+
+    def place(self, mounts: Sequence[Mount]) -> AbstractContextManager[Place] | None:
+        """As `core.layer.LayerKeeper` says."""
+        id = self._id_of(mounts)
+        if not self._keeps_layers or id is None:
+            return None
+        files = self._layers.records.snapshot(id)
+        if files is None or files.layer is not None or os.listdir(self._content(id)):
+            return None
+        return self._layers.place(id)
+
+    def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
+        """As `core.layer.LayerKeeper` says."""
+        id = self._id_of(mounts)
+        files = None if id is None else self._layers.records.snapshot(id)
+        if files is None or files.layer is None:
+            return mounts
+        key = self._layers.records.key(files.id)
+        return mounts if key is None else self._mounts_of(self._records.get(key))
+
+    def _id_of(self, mounts: Sequence[Mount]) -> int | None:
+        """The snapshot whose directory `mounts` write to, if it is one of these."""
+        if len(mounts) != 1 or "ro" in mounts[0].options:
+            return None
+        mount = mounts[0]
+        written = mount.source if mount.type == "bind" else ""
+        if mount.type == "overlay":
+            written = next((o.removeprefix("upperdir=") for o in mount.options if o.startswith("upperdir=")), "")
+        id = written.removeprefix(f"{self._snapshots}/").removesuffix("/fs")
+        return int(id) if id.isascii() and id.isdigit() and written == self._content(int(id)) else None
+
+    def _is_bare(self, record: Record) -> bool:
+        if record.files.layer is None:
+            return False
+        content = self._content(record.id)
+        status = os.lstat(content)
+        changed = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != (0o755, 0, 0)
+        return not (changed or os.listxattr(content) or os.listdir(content))
+
+    def _remove(self, key: str) -> None:
+        super()._remove(key)
+        if self._sync_remove:
+            self._layers.cleanup()
+
+    def _cleanup(self) -> None:
+        super()._cleanup()
+        self._layers.cleanup()
+
     def _mounts_of(self, record: Record) -> list[Mount]:
-        lowers = [self._content(parent) for parent in record.parents]
         is_view = record.info.kind is Kind.VIEW
+        own = () if record.files.layer is None else (Files(record.id, record.files.layer, bare=True),)
+        lowers = self._lowers((*own, *record.parents))
         if not lowers:
             return [Mount("bind", self._content(record.id), ("ro" if is_view else "rw", "rbind"))]
         if is_view and len(lowers) == 1:
@@ -69,6 +145,17 @@ class OverlaySnapshotter(DirectorySnapshotter):
             work = os.path.join(self._directory(record.id), "work")
             upper = (f"workdir={work}", f"upperdir={self._content(record.id)}")
         return [Mount("overlay", "overlay", (*upper, f"lowerdir={':'.join(lowers)}", *self._options))]
+
+    def _lowers(self, chain: Sequence[Files]) -> list[str]:
+        """The directories of `chain`, nearest first: those of snapshots and the mounts of kept layers."""
+        self._layers.mounts.ensure(files.layer for files in chain if files.layer is not None)
+        lowers = []
+        for files in chain:
+            if not files.bare:
+                lowers.append(self._content(files.id))
+            if files.layer is not None:
+                lowers.append(self._layers.mounts.path(files.layer))
+        return lowers
 
     def _content(self, id: int) -> str:
         return os.path.join(self._directory(id), "fs")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -25,6 +26,8 @@ class OverlayConfig(msgspec.Struct):
     slow_chown: bool = False
     """Accepted for containerd's sake; matters only where identifiers are remapped."""
     mount_options: list[str] = msgspec.field(default_factory=list)
+    layers: Literal["auto", "directories"] = "auto"
+    """`auto`: a layer is kept as its tar and an index that the kernel mounts, where it can; `directories`: unpacked."""
 
 
 class NativeConfig(msgspec.Struct):
@@ -32,19 +35,40 @@ class NativeConfig(msgspec.Struct):
 
 
 async def _overlayfs(context: InitContext) -> OverlaySnapshotter:
+    from orlop.snapshots import probe
     from orlop.snapshots.overlayfs import OverlaySnapshotter, in_user_namespace
 
     config: OverlayConfig = context.config
+    root = _root(context, config.root_path)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    refusal = await asyncio.to_thread(_refusal, root) if config.layers == "auto" else "the configuration says so"
     driver = OverlaySnapshotter(
-        _root(context, config.root_path),
+        root,
         mount_options=config.mount_options,
         upperdir_label=config.upperdir_label,
         sync_remove=config.sync_remove,
+        keeps_layers=not refusal,
     )
+    context.meta.exports["layers"] = "directories" if refusal else "indexed"
+    if refusal:
+        context.meta.exports["layers_why"] = refusal
+    else:
+        context.meta.exports["layers_verity"] = str(await asyncio.to_thread(probe.has_verity, root)).lower()
     if not in_user_namespace():
         context.meta.capabilities.append("rebase")
     _announce(context, driver)
     return driver
+
+
+def _refusal(root: Path) -> str:
+    """Why layers cannot be kept as tar and index below `root`; empty if they can."""
+    from orlop.snapshots import probe
+    from orlop.snapshots.overlayfs import in_user_namespace
+
+    probe.sweep(root)
+    if in_user_namespace():
+        return "a user namespace may not mount EROFS images"
+    return probe.refusal(root)
 
 
 async def _native(context: InitContext) -> NativeSnapshotter:

@@ -7,6 +7,7 @@ thread at a time; every change is durable when its `transaction` ends.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -35,19 +36,50 @@ _MIGRATIONS = (
     ) STRICT;
     CREATE INDEX snapshots_by_parent ON snapshots (parent);
     """,
+    """
+    CREATE TABLE layers (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        diff_id TEXT NOT NULL UNIQUE,
+        size INTEGER NOT NULL,
+        disk INTEGER NOT NULL,
+        damaged INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE layer_sources (
+        source TEXT PRIMARY KEY,
+        layer INTEGER NOT NULL REFERENCES layers (id) ON DELETE CASCADE
+    ) STRICT;
+    CREATE INDEX layer_sources_by_layer ON layer_sources (layer);
+    ALTER TABLE snapshots ADD COLUMN layer INTEGER REFERENCES layers (id);
+    ALTER TABLE snapshots ADD COLUMN bare INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX snapshots_by_layer ON snapshots (layer);
+    """,
 )
-_COLUMNS = "s.id, s.key, s.kind, p.key, s.labels, s.size, s.inodes, s.created_at, s.updated_at"
+_COLUMNS = "s.id, s.key, s.kind, p.key, s.labels, s.size, s.inodes, s.created_at, s.updated_at, s.layer, s.bare"
 _FROM = "FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A snapshot and the id that names its directory; `parents` are ids, nearest first."""
+class Files:
+    """What a snapshot has on disk: its directory, named by `id`, which counts for nothing where it is `bare`, and
+    below that the layer that was kept as tar and index (its id)."""
 
     id: int
+    layer: int | None = None
+    bare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A snapshot; `parents` are nearest first. `usage` is that of its directory."""
+
+    files: Files
     info: SnapshotInfo
     usage: Usage
-    parents: tuple[int, ...] = ()
+    parents: tuple[Files, ...] = ()
+
+    @property
+    def id(self) -> int:
+        return self.files.id
 
 
 class Records:
@@ -80,7 +112,7 @@ class Records:
             if row is None:
                 raise NotFound("snapshot does not exist")
             record = _record(row)
-            return Record(record.id, record.info, record.usage, self._parents(connection, record.id))
+            return dataclasses.replace(record, parents=self._parents(connection, record.id))
 
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Record:
         """A new active snapshot or view. Raises AlreadyExists, NotFound or InvalidArgument (the parent)."""
@@ -104,8 +136,20 @@ class Records:
             )
             return self.get(key)
 
-    def commit(self, key: str, name: str, labels: Mapping[str, str], usage: Usage, parent: str = "") -> None:
-        """The active `key` becomes the committed `name`, on top of `parent` where it had none."""
+    def commit(
+        self,
+        key: str,
+        name: str,
+        labels: Mapping[str, str],
+        usage: Usage,
+        parent: str = "",
+        *,
+        bare: bool = False,
+    ) -> None:
+        """The active `key` becomes the committed `name`, on top of `parent` where it had none.
+
+        `bare`: its directory holds nothing that the layer kept in it does not say.
+        """
         if not name:
             raise Unknown("bucket name required")
         with self.transaction() as connection:
@@ -121,7 +165,7 @@ class Records:
             now = clock.now()
             connection.execute(
                 "UPDATE snapshots SET key = ?, kind = ?, parent = ?, labels = ?, size = ?, inodes = ?, "
-                "created_at = ?, updated_at = ? WHERE id = ?",
+                "created_at = ?, updated_at = ?, bare = ? WHERE id = ?",
                 (
                     name,
                     int(Kind.COMMITTED),
@@ -131,6 +175,7 @@ class Records:
                     usage.inodes,
                     now,
                     now,
+                    int(bare),
                     id,
                 ),
             )
@@ -191,14 +236,14 @@ class Records:
                 connection.execute(f"PRAGMA user_version = {step + 1}")
 
     @staticmethod
-    def _parents(connection: apsw.Connection, id: int) -> tuple[int, ...]:
+    def _parents(connection: apsw.Connection, id: int) -> tuple[Files, ...]:
         rows = connection.execute(
             "WITH RECURSIVE chain (id, depth) AS (SELECT parent, 1 FROM snapshots WHERE id = ? UNION ALL "
             "SELECT s.parent, chain.depth + 1 FROM snapshots AS s JOIN chain ON s.id = chain.id) "
-            "SELECT id FROM chain WHERE id IS NOT NULL ORDER BY depth",
+            "SELECT s.id, s.layer, s.bare FROM chain JOIN snapshots AS s ON s.id = chain.id ORDER BY chain.depth",
             (id,),
         )
-        return tuple(row[0] for row in rows)
+        return tuple(Files(id, layer, bool(bare)) for id, layer, bare in rows)
 
     @staticmethod
     def _refuse_taken(connection: apsw.Connection, key: str, what: str) -> None:
@@ -234,6 +279,6 @@ def merged_labels(old: SnapshotInfo, new: SnapshotInfo, fields: Sequence[str] | 
 
 
 def _record(row: apsw.SQLiteValues) -> Record:
-    id, key, kind, parent, labels, size, inodes, created_at, updated_at = row
+    id, key, kind, parent, labels, size, inodes, created_at, updated_at, layer, bare = row
     info = SnapshotInfo(str(key), Kind(kind), str(parent or ""), json.loads(str(labels)), created_at, updated_at)  # type: ignore[arg-type]
-    return Record(int(id), info, Usage(size, inodes))  # type: ignore[arg-type]
+    return Record(Files(id, layer, bool(bare)), info, Usage(size, inodes))  # type: ignore[arg-type]

@@ -1,0 +1,50 @@
+"""Layers kept as they are: a tar, and an index that the kernel mounts, instead of a tree of files.
+
+A snapshotter that keeps layers so is a `LayerKeeper`. A differ, which is given nothing but mounts, asks the keepers
+whether one of them knows these. All calls block: they belong in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from orlop.core.mount import Mount
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLayer:
+    """A layer whose tar has `size` bytes and the digest `diff_id`."""
+
+    diff_id: str
+    size: int
+
+
+class LayerPlace(Protocol):
+    """Where one layer goes that a snapshot is being made of. `tar` and `index` are descriptors of empty files."""
+
+    tar: int
+    index: int
+
+    def known(self, source: str) -> KeptLayer | None:
+        """The layer that was once made of `source`: it is the snapshot's now. None if there is none that is whole."""
+
+    def keep(self, diff_id: str, source: str) -> None:
+        """The files are whole: what is in them is durable, and the snapshot's, on return.
+
+        `source` names what the tar was made of by something that cannot change: a digest. Empty: nothing known.
+        """
+
+
+@runtime_checkable
+class LayerKeeper(Protocol):
+    def place(self, mounts: Sequence[Mount]) -> AbstractContextManager[LayerPlace] | None:
+        """A place for a layer in the fresh snapshot that `mounts` are of; left without `keep`, nothing stays of it.
+
+        None for mounts of somebody else, for a snapshot that has content, and where layers are unpacked.
+        """
+
+    def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
+        """The mounts that the snapshot of `mounts` has now: others, if a layer was kept since they were given."""

@@ -1,0 +1,100 @@
+"""The mounts of kept layers: each index once, at `<root>/l/<id>`, in the daemon's mount namespace.
+
+They are made when a snapshot above them is first mounted, stay when the daemon ends, and are found again in the mount
+table. The paths are short, as a hundred of them must fit the page of options that clients give to mount(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from orlop import faults
+from orlop.errors import DataLoss, Unknown
+from orlop.mounts import erofs, mountinfo
+from orlop.mounts.mount import MountError, reason, unmount
+
+_DAMAGED = frozenset((errno.EUCLEAN, errno.EINVAL, errno.EIO, errno.EBADMSG, errno.ENOENT))
+
+_log = logging.getLogger(__name__)
+
+
+class LayerMounts:
+    """Mounts below `directory`; `files` gives the index and the tar of a layer. Safe to use from several threads."""
+
+    def __init__(self, directory: Path, files: Callable[[int], tuple[str, str]]) -> None:
+        self._directory = directory
+        self._files = files
+        self._lock = threading.Lock()
+        self._mounted: dict[int, int] | None = None
+        """The file system's device number by layer, of what is known to be mounted; None before the first look."""
+
+    def path(self, id: int) -> str:
+        return str(self._directory / str(id))
+
+    def ensure(self, ids: Iterable[int]) -> None:
+        """All of `ids` are mounted on return. Raises DataLoss, naming the layer, for one whose files are damaged."""
+        with self._lock:
+            mounted = self._known()
+            for id in ids:
+                if id not in mounted or mounted[id] != _device(self.path(id)):
+                    mounted[id] = self._mount(id)
+
+    def release(self, needed: Callable[[], set[int]]) -> None:
+        """Unmounts what is not `needed`, which is asked while no mount can be made. What is busy stays for now."""
+        with self._lock:
+            mounted = self._known()
+            for id in mounted.keys() - needed():
+                if self._unmount(id):
+                    del mounted[id]
+
+    def renew(self, id: int) -> None:
+        """The layer has new files: the next user mounts them, users of the old mount keep it."""
+        with self._lock:
+            if self._known().pop(id, None) is not None:
+                unmount(self.path(id), detach=True)
+
+    def _known(self) -> dict[int, int]:
+        if self._mounted is None:
+            self._mounted = {}
+            below = os.path.realpath(os.fsencode(self._directory))
+            for entry in mountinfo.read():
+                parent, name = os.path.split(entry.point)
+                if parent == below and name.isdigit() and entry.type == "erofs":
+                    self._mounted[int(name)] = os.makedev(*entry.device)
+        return self._mounted
+
+    def _mount(self, id: int) -> int:
+        index, tar = self._files(id)
+        target = self.path(id)
+        os.makedirs(target, mode=0o700, exist_ok=True)
+        try:
+            erofs.mount_image(index, (tar,), target)
+        except OSError as error:
+            kind = DataLoss if error.errno in _DAMAGED else Unknown
+            raise kind.verbatim(f"layer index {index} cannot be mounted: {reason(error)}") from error
+        faults.point("snapshots.layers.mounted")
+        return os.stat(target).st_dev
+
+    def _unmount(self, id: int) -> bool:
+        target = self.path(id)
+        try:
+            unmount(target)
+            os.rmdir(target)
+        except FileNotFoundError:
+            return True
+        except (MountError, OSError) as error:
+            _log.info("layer mount %s stays for now: %s", target, error)
+            return False
+        return True
+
+
+def _device(path: str) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None

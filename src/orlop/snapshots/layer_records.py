@@ -1,0 +1,128 @@
+"""The records of kept layers: which there are, what each was made of, and which snapshots have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import apsw
+
+from orlop.core.snapshot import Kind
+from orlop.errors import FailedPrecondition
+from orlop.snapshots.storage import Files, Records
+
+_COLUMNS = "id, diff_id, size, disk, damaged"
+_CHAINS_IN_USE = """
+    WITH RECURSIVE used (id) AS (
+        SELECT id FROM snapshots WHERE kind != ? UNION
+        SELECT s.parent FROM snapshots AS s JOIN used ON s.id = used.id WHERE s.parent IS NOT NULL)
+    SELECT DISTINCT s.layer FROM snapshots AS s JOIN used ON used.id = s.id WHERE s.layer IS NOT NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A kept layer: its tar has `size` bytes, tar and index take `disk` bytes of blocks. `damaged`: found not to be
+    what `diff_id` says."""
+
+    id: int
+    diff_id: str
+    size: int
+    disk: int
+    damaged: bool = False
+
+
+class LayerRecords:
+    """Layers in the database of `records`; every change is durable when its transaction ends."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    @contextmanager
+    def transaction(self) -> Iterator[apsw.Connection]:
+        with self._records.transaction() as connection:
+            yield connection
+
+    def get(self, id: int) -> Layer | None:
+        return self._one("id = ?", id)
+
+    def by_diff_id(self, diff_id: str) -> Layer | None:
+        return self._one("diff_id = ?", diff_id)
+
+    def by_source(self, source: str) -> Layer | None:
+        return self._one("id = (SELECT layer FROM layer_sources WHERE source = ?)", source)
+
+    def add(self, diff_id: str, size: int, disk: int) -> Layer:
+        with self.transaction() as connection:
+            connection.execute("INSERT INTO layers (diff_id, size, disk) VALUES (?, ?, ?)", (diff_id, size, disk))
+            return Layer(connection.last_insert_rowid(), diff_id, size, disk)
+
+    def mend(self, layer: Layer, disk: int) -> None:
+        """The files of `layer` are new and whole."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE layers SET disk = ?, damaged = 0 WHERE id = ?", (disk, layer.id))
+
+    def mark_damaged(self, layer: Layer) -> None:
+        with self.transaction() as connection:
+            connection.execute("UPDATE layers SET damaged = 1 WHERE id = ?", (layer.id,))
+
+    def snapshot(self, id: int) -> Files | None:
+        """The files of the snapshot `id` if it is active."""
+        with self.transaction() as connection:
+            row = connection.execute(
+                "SELECT layer FROM snapshots WHERE id = ? AND kind = ?", (id, int(Kind.ACTIVE))
+            ).fetchone()
+            return None if row is None else Files(id, row[0])
+
+    def key(self, id: int) -> str | None:
+        with self.transaction() as connection:
+            row = connection.execute("SELECT key FROM snapshots WHERE id = ?", (id,)).fetchone()
+            return None if row is None else str(row[0])
+
+    def attach(self, snapshot: int, layer: Layer, source: str) -> None:
+        """The active `snapshot`, which had none, has `layer`. Raises FailedPrecondition if it is not so any more."""
+        with self.transaction() as connection:
+            connection.execute(
+                "UPDATE snapshots SET layer = ? WHERE id = ? AND kind = ? AND layer IS NULL",
+                (layer.id, snapshot, int(Kind.ACTIVE)),
+            )
+            if not connection.changes():
+                raise FailedPrecondition(
+                    "the snapshot was committed, removed or filled while a layer was applied to it"
+                )
+            if source:
+                connection.execute("INSERT OR REPLACE INTO layer_sources VALUES (?, ?)", (source, layer.id))
+
+    def all(self) -> list[Layer]:
+        with self.transaction() as connection:
+            return [_layer(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM layers ORDER BY id")]  # noqa: S608
+
+    def in_use(self) -> set[int]:
+        """The layers at and below active snapshots and views."""
+        with self.transaction() as connection:
+            return {int(row[0]) for row in connection.execute(_CHAINS_IN_USE, (int(Kind.COMMITTED),))}
+
+    def drop_unused(self) -> list[int]:
+        """Forgets the layers that no snapshot has, and returns them."""
+        with self.transaction() as connection:
+            unused = "id NOT IN (SELECT layer FROM snapshots WHERE layer IS NOT NULL)"
+            gone = [int(row[0]) for row in connection.execute(f"SELECT id FROM layers WHERE {unused}")]  # noqa: S608
+            connection.execute(f"DELETE FROM layers WHERE {unused}")  # noqa: S608
+            return gone
+
+    def is_counted_at(self, files: Files) -> bool:
+        """Whether a layer's disk counts for this one of its snapshots: the oldest."""
+        with self.transaction() as connection:
+            row = connection.execute("SELECT min(id) FROM snapshots WHERE layer = ?", (files.layer,)).fetchone()
+            return row is not None and row[0] == files.id
+
+    def _one(self, condition: str, value: int | str) -> Layer | None:
+        with self.transaction() as connection:
+            row = connection.execute(f"SELECT {_COLUMNS} FROM layers WHERE {condition}", (value,)).fetchone()  # noqa: S608
+            return None if row is None else _layer(row)
+
+
+def _layer(row: apsw.SQLiteValues) -> Layer:
+    id, diff_id, size, disk, damaged = row
+    return Layer(int(id), str(diff_id), int(size), int(disk), bool(damaged))  # type: ignore[arg-type]

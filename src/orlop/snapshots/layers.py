@@ -1,0 +1,224 @@
+"""Layers on disk, each a tar and its index: `<root>/layers/<id>/tar` and `index`, shared by all that have them.
+
+Durable order: both files are written under a temporary name and synced; then, inside the transaction that records the
+layer and gives it to its snapshot, they get their final one. A layer goes the other way: record, mount, files. What a
+crash leaves is a directory without a record, which `cleanup` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from orlop import faults
+from orlop.core.layer import KeptLayer
+from orlop.errors import DataLoss, Unavailable
+from orlop.snapshots import trees, verity
+from orlop.snapshots.directories import sync_directory
+from orlop.snapshots.layer_mounts import LayerMounts
+from orlop.snapshots.layer_records import Layer, LayerRecords
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_log = logging.getLogger(__name__)
+
+
+class Layers:
+    """The layers below `root` and their mounts. Safe to use from several threads."""
+
+    def __init__(self, root: Path, records: LayerRecords) -> None:
+        self._directory = root / "layers"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self.records = records
+        self.mounts = LayerMounts(root / "l", self._files)
+        self._making: set[str] = set()
+        self._removing = threading.Lock()
+        self._set_orphans_aside()
+
+    def path(self, layer: Layer) -> Path:
+        return self._directory / str(layer.id)
+
+    @contextlib.contextmanager
+    def place(self, snapshot: int) -> Iterator[Place]:
+        """Where a layer of the active `snapshot` is written. What was not kept is removed at the end."""
+        name = f"new-{os.urandom(8).hex()}"
+        self._making.add(name)
+        place = Place(self, self._directory / name, snapshot)
+        try:
+            yield place
+        finally:
+            place.close()
+            self._discard(name)
+            self._making.discard(name)
+
+    def whole(self, layer: Layer | None) -> Layer | None:
+        """`layer`, unless it is known to be damaged or its files are not there in their size."""
+        if layer is None or layer.damaged:
+            return None
+        try:
+            size = os.lstat(self.path(layer) / "tar").st_size
+            os.lstat(self.path(layer) / "index")
+        except FileNotFoundError:
+            return None
+        return layer if size == layer.size else None
+
+    def place_files(self, made: Path, layer: Layer) -> None:
+        """Gives the files of a new layer their final name."""
+        os.rename(made, self.path(layer))
+        faults.point("snapshots.layers.renamed")
+        sync_directory(self._directory)
+        faults.point("snapshots.layers.placed")
+
+    def replace(self, layer: Layer, made: Path, disk: int) -> None:
+        """Puts whole files where those of `layer` were; both are what they are by the same diff id."""
+        directory = self.path(layer)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name in ("tar", "index"):
+            os.rename(made / name, directory / name)
+            faults.point("snapshots.layers.replaced")
+        sync_directory(directory)
+        sync_directory(self._directory)
+        self.records.mend(layer, disk)
+        self.mounts.renew(layer.id)
+
+    def take_back(self, layer: Layer) -> None:
+        """The record of `layer` has not become durable: neither shall the files."""
+        self._discard(str(layer.id))
+
+    def cleanup(self) -> None:
+        """Takes off the mounts that nobody uses, forgets the layers that no snapshot has, removes their files."""
+        with self._removing:
+            gone = self.records.drop_unused()
+            faults.point("snapshots.layers.forgotten")
+            known = {layer.id for layer in self.records.all()}
+            self.mounts.release(lambda: self.records.in_use() & known)
+            faults.point("snapshots.layers.unmounted")
+            with self.records.transaction():
+                names = {str(layer.id) for layer in self.records.all()} | self._making
+                left = [name for name in os.listdir(self._directory) if name not in names]
+            for name in left:
+                self._discard(name)
+                faults.point("snapshots.layers.removed")
+            if gone:
+                _log.debug("layers removed: %s", gone)
+
+    def close(self) -> None:
+        """Takes off the mounts that nobody uses. Safe to call again."""
+        with contextlib.suppress(Unavailable):
+            self.mounts.release(self.records.in_use)
+
+    def _files(self, id: int) -> tuple[str, str]:
+        """Index and tar of the layer `id`. Raises DataLoss, naming it, where they are not what they were."""
+        layer = self.records.get(id)
+        if layer is None:
+            raise DataLoss(f"layer {id} has no record")
+        directory = self.path(layer)
+        tar, index = str(directory / "tar"), str(directory / "index")
+        remedy = 'run "orlop image repair" for an image that has it'
+        for path in (tar, index):
+            if not os.path.lexists(path):
+                raise DataLoss(f"layer {layer.diff_id}: {path} is missing: {remedy}")
+        if (size := os.lstat(tar).st_size) != layer.size:
+            raise DataLoss(f"layer {layer.diff_id}: {tar} has {size} bytes, not {layer.size}: {remedy}")
+        return index, tar
+
+    def _set_orphans_aside(self) -> None:
+        """Renames numbered directories that a crash left without a record: their number will be given again."""
+        known = {str(layer.id) for layer in self.records.all()}
+        for name in os.listdir(self._directory):
+            if name.isascii() and name.isdigit() and name not in known:
+                os.rename(self._directory / name, self._directory / f"orphan-{name}-{os.urandom(6).hex()}")
+
+    def _discard(self, name: str) -> None:
+        try:
+            trees.remove(str(self._directory / name))
+        except OSError as error:
+            _log.warning("layer directory %s stays for now: %s", name, error)
+
+
+class Place:
+    """Implements `core.layer.LayerPlace`: the two files, made when first asked for."""
+
+    def __init__(self, layers: Layers, directory: Path, snapshot: int) -> None:
+        self._layers = layers
+        self._directory = directory
+        self._snapshot = snapshot
+        self._fds: dict[str, int] = {}
+        self._durable = False
+
+    @property
+    def tar(self) -> int:
+        return self._file("tar")
+
+    @property
+    def index(self) -> int:
+        return self._file("index")
+
+    def known(self, source: str) -> KeptLayer | None:
+        records = self._layers.records
+        with records.transaction():
+            layer = self._layers.whole(records.by_source(source))
+            if layer is None:
+                return None
+            records.attach(self._snapshot, layer, source)
+        return KeptLayer(layer.diff_id, layer.size)
+
+    def keep(self, diff_id: str, source: str) -> None:
+        size, disk = self._measure()
+        # A layer that is there needs no second copy on disk: then nothing is synced.
+        while not self._kept(diff_id, source, size, disk):
+            self._make_durable()
+        faults.point("snapshots.layers.kept")
+
+    def _kept(self, diff_id: str, source: str, size: int, disk: int) -> bool:
+        """Gives the snapshot the layer; False if that needs these files, which are not durable yet."""
+        records = self._layers.records
+        new: Layer | None = None
+        try:
+            with records.transaction():
+                found = records.by_diff_id(diff_id)
+                layer = self._layers.whole(found)
+                if layer is None:
+                    if not self._durable:
+                        return False
+                    if found is None:
+                        layer = new = records.add(diff_id, size, disk)
+                        self._layers.place_files(self._directory, new)
+                    else:
+                        layer = found
+                        self._layers.replace(found, self._directory, disk)
+                records.attach(self._snapshot, layer, source)
+        except BaseException:
+            if new is not None:
+                self._layers.take_back(new)
+            raise
+        return True
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    def _file(self, name: str) -> int:
+        if not self._fds:
+            self._directory.mkdir(mode=0o700)
+        if name not in self._fds:
+            self._fds[name] = os.open(self._directory / name, _NEW, 0o400)
+        return self._fds[name]
+
+    def _measure(self) -> tuple[int, int]:
+        found = [os.fstat(fd) for fd in (self.tar, self.index)]
+        return found[0].st_size, sum(status.st_blocks for status in found) * 512
+
+    def _make_durable(self) -> None:
+        for fd in (self.index, self.tar):
+            os.fsync(fd)
+        faults.point("snapshots.layers.synced")
+        self.close()
+        for name in ("tar", "index"):
+            verity.enable(self._directory / name)
+        sync_directory(self._directory)
+        self._durable = True
