@@ -209,7 +209,8 @@ class Conformance:
                 used = await driver.usage("k")
             assert (used.size - empty.size, used.inodes - empty.inodes) == (65536, 1)
             await driver.commit("base", "k")
-            assert await driver.usage("base") == used
+            committed = await driver.usage("base")
+            assert committed.size >= 65536 if subject.keeps_layers else committed == used
             await driver.view("v", "base")
             assert (await driver.usage("v")).size == 0
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import Message
+from layer_world import IndexingSnapshotter
 
 from orlop.api.services.snapshots.v1 import snapshots_pb2
 from orlop.client.snapshots import Snapshots
@@ -35,6 +36,7 @@ from orlop.snapshots.overlayfs import OverlaySnapshotter
 KINDS: Mapping[str, Callable[[Path], DirectorySnapshotter]] = {
     "overlayfs": OverlaySnapshotter,
     "native": NativeSnapshotter,
+    "indexed": IndexingSnapshotter,
 }
 ENGINES = ("native", "grpcio")
 CHANNELS = ("in-process", *ENGINES)
@@ -59,6 +61,11 @@ class Subject:
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.way}"
+
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether a committed snapshot is another thing on disk than the active one was."""
+        return self.kind == "indexed"
 
     @property
     def directories(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
 import secrets
 import threading
@@ -20,14 +21,16 @@ from orlop import faults
 from orlop.core import clock
 from orlop.core.content import ContentInfo, ContentStore, Reader, Writer
 from orlop.core.descriptor import Descriptor
+from orlop.core.layer import LayerPlace
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.typed import Typed
-from orlop.errors import AlreadyExists, Canceled, NotFound, OrlopError, Unimplemented, Unknown
+from orlop.errors import AlreadyExists, Canceled, NotFound, OrlopError, ResourceExhausted, Unimplemented, Unknown
 from orlop.layers import apply as application
 from orlop.layers import compare as comparison
-from orlop.layers import media, processors, syncing
+from orlop.layers import keep, media, processors, syncing
 from orlop.layers.compression import Compression, Limits, compressor, decompress
+from orlop.layers.keep import Keepers
 from orlop.layers.pipeline import Ahead, Digester, in_thread
 from orlop.layers.processors import StreamProcessor
 from orlop.layers.stream import ByteStream
@@ -60,10 +63,12 @@ class WalkingDiffer:
         mounts: Mounter,
         stream_processors: Sequence[StreamProcessor] = (),
         *,
+        keepers: Keepers | None = None,
         limits: Limits | None = None,
         entries_limit: int = 10_000_000,
     ) -> None:
         self._content = content
+        self._keepers = keepers or Keepers()
         self._mounts = mounts
         self._processors = stream_processors
         self._limits = limits or Limits()
@@ -86,7 +91,7 @@ class WalkingDiffer:
                 raise NotFound("failed to get reader from content store: content digest ") from error
             raise error.within("failed to get reader from content store") from error
         try:
-            return await self.apply_stream(layer, _read(reader), mounts, payloads=payloads, sync_fs=sync_fs)
+            return await self._apply_pieces(layer, _read(reader), mounts, payloads, sync_fs, self._source(layer))
         finally:
             await reader.close()
 
@@ -100,11 +105,30 @@ class WalkingDiffer:
         sync_fs: bool = False,
     ) -> Descriptor:
         """As `apply`, with the blob's bytes from `source`, perhaps while they arrive."""
+        # Whether they are those of the blob shows at their end: what they become proves nothing of it before.
+        return await self._apply_pieces(layer, source, mounts, payloads, sync_fs, "")
+
+    def _source(self, layer: Descriptor) -> str:
+        """What names the tar that the stored blob of `layer` becomes; empty where programs decide that."""
+        opening = media.opening(layer.media_type)
+        if opening is None or any(layer.media_type in processor.accepts for processor in self._processors):
+            return ""
+        return f"{layer.digest} {opening.name.lower()}"
+
+    async def _apply_pieces(
+        self,
+        layer: Descriptor,
+        pieces: Iterable[bytes],
+        mounts: Sequence[Mount],
+        payloads: Mapping[str, Typed] | None,
+        sync_fs: bool,
+        source: str,
+    ) -> Descriptor:
         try:
             stages = self._stages(layer.media_type, payloads or {})
         except OrlopError as error:
             raise error.within(f"failed to get stream processor for {layer.media_type}") from error
-        return await in_thread(lambda stop: self._apply(iter(source), stages, mounts, sync_fs, stop))
+        return await in_thread(lambda stop: self._apply_or_keep(iter(pieces), stages, mounts, sync_fs, source, stop))
 
     def _stages(self, media_type: str, payloads: Mapping[str, Typed]) -> list[_Stage]:
         """What a layer of `media_type` goes through until it is a tar. The administrator's programs come first."""
@@ -126,6 +150,51 @@ class WalkingDiffer:
                     stages.append(lambda chunks, _: decompress(chunks, self._limits))
                     return stages
             raise Unknown("no processor for media-type")
+
+    def _apply_or_keep(
+        self,
+        chunks: Iterator[bytes],
+        stages: Sequence[_Stage],
+        mounts: Sequence[Mount],
+        sync_fs: bool,
+        source: str,
+        stop: threading.Event,
+    ) -> Descriptor:
+        place = self._keepers.place(mounts)
+        if place is None:
+            return self._apply(chunks, stages, self._keepers.current(mounts), sync_fs, stop)
+        with place as into:
+            if source and (layer := into.known(source)) is not None:
+                return Descriptor(media.OCI_LAYER, layer.diff_id, layer.size)
+            try:
+                return self._keep(chunks, stages, mounts, sync_fs, source, into, stop)
+            except OSError as error:
+                kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unknown
+                reason = os.strerror(error.errno).lower() if error.errno else str(error)
+                raise kind.verbatim(f"failed to store layer: {reason}") from error
+
+    def _keep(
+        self,
+        chunks: Iterator[bytes],
+        stages: Sequence[_Stage],
+        mounts: Sequence[Mount],
+        sync_fs: bool,
+        source: str,
+        into: LayerPlace,
+        stop: threading.Event,
+    ) -> Descriptor:
+        """The layer as tar and index, or unpacked from that tar where no index can say what is in it."""
+        for stage in stages:
+            chunks = stage(chunks, stop)
+        overlaid = bool(_overlay(mounts)[0])
+        with Ahead(chunks, stop) as ahead, Digester() as digester:
+            indexed = keep.index(into, digester.passing(ahead), overlaid=overlaid, entries_limit=self._entries_limit)
+        if indexed:
+            into.keep(digester.digest, source)
+        else:
+            archive = TarReader(ByteStream(keep.written(into)), entries_limit=self._entries_limit)
+            self._onto(mounts, archive, sync_fs)
+        return Descriptor(media.OCI_LAYER, digester.digest, digester.size)
 
     def _apply(
         self,
@@ -214,6 +283,7 @@ class WalkingDiffer:
         store: Callable[[bytes], None],
     ) -> str:
         """Writes the layer to `store`; returns its diff id."""
+        lower, upper = self._keepers.current(lower), self._keepers.current(upper)
         with self._mounts.mounted(lower) as before, self._mounts.mounted(upper, readonly=True) as after:
             try:
                 with Digester() as digester:

@@ -53,6 +53,8 @@ class LayerIndex:
     tar_size: int
     image_size: int
     implied: int = 0
+    whiteouts: int = 0
+    """Names that the archive takes away from layers below."""
 
 
 def index_layer(pieces: Iterable[bytes], tar_fd: int, image_fd: int, *, entries_limit: int = 10_000_000) -> LayerIndex:
@@ -75,7 +77,7 @@ def index_layer(pieces: Iterable[bytes], tar_fd: int, image_fd: int, *, entries_
     except (OrlopError, NotIndexable):
         _exhaust(chunks)
         raise
-    return LayerIndex(layer.entries, copy.size, image_size, layer.implied)
+    return LayerIndex(layer.entries, copy.size, image_size, layer.implied, layer.whiteouts)
 
 
 class _Copied:
@@ -105,6 +107,7 @@ class _Layer:
         self.image = image
         self.entries = 0
         self.implied = 0
+        self.whiteouts = 0
         self._limit = entries_limit
         self._directories = image.directories
         self._extents = Extents()
@@ -322,6 +325,7 @@ class _Layer:
         hidden = name[len(WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise Unknown(f"invalid whiteout name: {tree.shown((name,))[1:]}: invalid archive")
+        self.whiteouts += 1
         self._put(parent, hidden, self.image.special(stat.S_IFCHR, entry.uid, entry.gid, self._now))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orlop.core import platform
+from orlop.core.layer import LayerKeeper
 from orlop.core.plugin import InitContext, PluginType, Registration
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class DiffServiceConfig(msgspec.Struct, kw_only=True):
 async def _walking(context: InitContext) -> WalkingDiffer:
     from orlop.layers.compression import Limits
     from orlop.layers.differ import WalkingDiffer
+    from orlop.layers.keep import Keepers
     from orlop.layers.processors import StreamProcessor
     from orlop.mounts.temporary import TemporaryMounts
 
@@ -47,6 +49,9 @@ async def _walking(context: InitContext) -> WalkingDiffer:
         metadata.content,
         mounts,
         configured,
+        keepers=Keepers(
+            [one for one in context.get_all(PluginType.SNAPSHOTTER).values() if isinstance(one, LayerKeeper)]
+        ),
         limits=Limits(config.max_layer_bytes, config.max_layer_ratio),
         entries_limit=config.max_layer_entries,
     )
@@ -60,6 +65,6 @@ async def _service(context: InitContext) -> DifferChain:
 
 
 REGISTRATIONS: tuple[Registration, ...] = (
-    Registration(PluginType.DIFFER, "walking", _walking, (PluginType.METADATA,), WalkingConfig),
+    Registration(PluginType.DIFFER, "walking", _walking, (PluginType.METADATA, PluginType.SNAPSHOTTER), WalkingConfig),
     Registration(PluginType.SERVICE, "diff-service", _service, (PluginType.DIFFER,), DiffServiceConfig),
 )

@@ -1,0 +1,75 @@
+"""Layers kept as tar and index where a snapshotter has a place for them (`core.layer`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from orlop.core.layer import LayerKeeper, LayerPlace
+from orlop.core.mount import Mount
+from orlop.layers import syncing
+
+_PIECE = 1 << 20
+_WRITEBACK = 32 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class Keepers:
+    """The snapshotters that keep layers, asked in turn."""
+
+    def __init__(self, keepers: Sequence[LayerKeeper] = ()) -> None:
+        self._keepers = keepers
+
+    def place(self, mounts: Sequence[Mount]) -> AbstractContextManager[LayerPlace] | None:
+        return next((found for keeper in self._keepers if (found := keeper.place(mounts)) is not None), None)
+
+    def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
+        """What to mount for somebody who was given `mounts`."""
+        for keeper in self._keepers:
+            mounts = keeper.current(mounts)
+        return mounts
+
+
+def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries_limit: int) -> bool:
+    """Writes the tar of `pieces`, and its index, to `place`; False where the layer must be unpacked from that tar.
+
+    `overlaid`: the layer goes over others, so that it may take something away.
+    """
+    from orlop.layers.index import NotIndexable, index_layer
+
+    try:
+        made = index_layer(_with_writeback(pieces, place.tar), place.tar, place.index, entries_limit=entries_limit)
+    except NotIndexable as error:
+        _log.info("a layer is unpacked, as it cannot be indexed: %s", error)
+        return False
+    if overlaid and made.implied:
+        # They must look as they do below, which only unpacking sees to.
+        _log.info("a layer is unpacked, as %d directories in it are only named on the way to files", made.implied)
+        return False
+    if not overlaid and made.whiteouts:
+        # There is nothing to take away, and a mount of the index alone would show the markers.
+        _log.info("a layer is unpacked, as it takes away %d names with no layer below", made.whiteouts)
+        return False
+    return True
+
+
+def written(place: LayerPlace) -> Iterator[bytes]:
+    """The tar of `place`, from its start."""
+    offset = 0
+    while piece := os.pread(place.tar, _PIECE, offset):
+        yield piece
+        offset += len(piece)
+
+
+def _with_writeback(pieces: Iterable[bytes], fd: int) -> Iterator[bytes]:
+    """Lets the disk begin while the stream lasts: the sync at the end then has little left to wait for."""
+    pending = 0
+    for piece in pieces:
+        yield piece
+        pending += len(piece)
+        if pending >= _WRITEBACK:
+            syncing.start_writeback(fd)
+            pending = 0
