@@ -6,8 +6,9 @@ import asyncio
 import base64
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
@@ -46,8 +47,9 @@ class ClientStream:
     def __init__(self, service: Streaming, scope: Scope, id: str) -> None:
         self.id = id
         self._messages: asyncio.Queue[Any | None] = asyncio.Queue(8)
-        self._answers = service._duplex("Stream", self._requests(), scope)
-        self._closed = False
+        answers = service._duplex("Stream", self._requests(), scope)
+        self._answers = cast("AsyncGenerator[Any, None]", answers)  # channels give what can be closed
+        self._ended = False
 
     async def begin(self) -> None:
         """Raises Unavailable where the daemon does not confirm the stream."""
@@ -58,7 +60,7 @@ class ClientStream:
         common.parsed(first, Empty())
 
     async def send(self, message: Typed) -> None:
-        if self._closed:
+        if self._ended:
             raise Canceled(f"stream {self.id!r}")
         await self._messages.put(Any(type_url=message.type_url, value=message.value))
 
@@ -66,24 +68,19 @@ class ClientStream:
         answer = await anext(self._answers, None)
         return None if answer is None else common.typed_of(answer)
 
-    async def close(self) -> None:
-        """Sends no more; what the daemon still sends is not read."""
-        if self._closed:
-            return
-        self._closed = True
-        close = getattr(self._answers, "aclose", None)
-        try:
-            await asyncio.wait_for(self._messages.put(None), 1.0)
-            if close is not None:
-                await close()
-        except (OrlopError, TimeoutError, RuntimeError):
-            return  # it has ended in another way
+    async def end(self) -> None:
+        """Sends no more; the daemon has what was sent, and may still send."""
+        if not self._ended:
+            self._ended = True
+            await self._messages.put(None)
 
-    async def finish(self) -> None:
-        """Sends no more, and waits until the daemon has ended the stream too."""
-        await self._messages.put(None)
-        while await self.receive() is not None:
-            pass
+    async def close(self) -> None:
+        """Leaves the stream: what the daemon has not taken yet, it does not get."""
+        self._ended = True
+        try:
+            await self._answers.aclose()
+        except (OrlopError, RuntimeError):
+            return  # it has ended in another way, or somebody still reads it and is told of the end
 
     async def _requests(self) -> AsyncIterator[Any]:
         while (message := await self._messages.get()) is not None:

@@ -154,9 +154,9 @@ async def _send(pieces: AsyncIterator[bytes], stream: ClientStream) -> None:
         async for piece in pieces:
             await sender.write(piece)
         await sender.flush()
+        await stream.end()
     except Canceled:
         return  # the daemon has what it needs, or its answer tells why not
-    await stream.close()
 
 
 async def _receive(stream: ClientStream, sink: ByteSink) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import posixpath
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -18,13 +18,12 @@ import msgspec
 
 from orlop.core import digest as digests
 from orlop.core import media
-from orlop.core.content import ContentInfo, ContentStore, write_whole
+from orlop.core.content import ContentInfo, ContentStore, Writer, write_whole
 from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image, ImageStore
 from orlop.core.scope import Scope
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound
 from orlop.images import children, documents, names
-from orlop.images.documents import DescriptorDocument
 from orlop.layers import tar
 from orlop.layers.compression import Compression, decompress, detect
 from orlop.layers.stream import ByteStream
@@ -77,25 +76,54 @@ async def import_archive(
     `name` is for an archive that names its image not at all, or by a tag alone. Raises InvalidArgument for what is no
     image archive, and Unknown or FailedPrecondition for one that is damaged.
     """
-    archive = _Archive(content, scope, source, progress)
-    found = await archive.read()
-    if "oci-layout" in found.files:
-        named = await _oci(content, scope, found, name)
-    elif "manifest.json" in found.files:
-        named = await _docker(content, scope, found, name)
-    else:
-        raise InvalidArgument("archive: unrecognized image format (neither oci-layout nor manifest.json in it)")
+    found = await _Archive(content, scope, decompress(_chunks(source, progress))).read()
+    named = _names(await _entries(content, scope, found, name), name)
+    if not named:
+        raise InvalidArgument(
+            f"archive: no image in it has a name (annotation {IMAGE_NAME} or {REF_NAME}, or RepoTags): give it one"
+        )
     for _, target in named:
         await children.label(content, scope, target)
     return [await _store(images, scope, Image(full, target)) for full, target in named]
 
 
+async def read_archive(
+    content: ContentStore, scope: Scope, source: Iterable[bytes], *, compressed: bool = True
+) -> tuple[Descriptor, list[Descriptor]]:
+    """Stores what `source` holds, as `import_archive`, and returns its index and what that names, with annotations.
+
+    A thread iterates `source`, which may block. Nothing gets a name. An archive of `docker save` has an index that is
+    made here. `compressed`: gzip and zstd are told by what the archive begins with.
+    """
+    found = await _Archive(content, scope, decompress(iter(source)) if compressed else iter(source)).read()
+    entries = await _entries(content, scope, found, "")
+    data = found.files["index.json"] if "oci-layout" in found.files else _index_of(entries)
+    digest = digests.of(data)
+    await write_whole(content, scope, f"index-{uuid.uuid4().hex[:12]}-{digest}", data, digest)
+    index = Descriptor(media.OCI_INDEX, digest, len(data))
+    for target in entries:
+        await children.label(content, scope, target)
+    labels = children.labels_for(entries)
+    if labels:
+        await content.update(scope, ContentInfo(digest, 0, labels=labels), [f"labels.{key}" for key in labels])
+    return index, entries
+
+
+async def _entries(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[Descriptor]:
+    """What the archive's index names, or would, and is in it."""
+    if "oci-layout" in found.files:
+        return await _oci(content, scope, found)
+    if "manifest.json" in found.files:
+        return await _docker(content, scope, found, name)
+    raise InvalidArgument("archive: unrecognized image format (neither oci-layout nor manifest.json in it)")
+
+
 class _Archive:
     """An archive on its way into the content store."""
 
-    def __init__(self, content: ContentStore, scope: Scope, source: BinaryIO, progress: Callable[[int], None]) -> None:
+    def __init__(self, content: ContentStore, scope: Scope, chunks: Iterator[bytes]) -> None:
         self._content, self._scope = content, scope
-        self._reader = tar.TarReader(ByteStream(decompress(_chunks(source, progress))), entries_limit=MAX_FILES)
+        self._reader = tar.TarReader(ByteStream(chunks), entries_limit=MAX_FILES)
         # Of its own, so that two imports of one archive at a time do not wait for each other.
         self._id = uuid.uuid4().hex[:12]
 
@@ -143,14 +171,27 @@ class _Archive:
                 return await writer.commit(entry.size, expected)
             if shared:
                 await writer.truncate(0)  # what the archive holds is something else, and shall be found wrong
-            pieces = self._reader.data(entry)
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                await writer.write(bytes(piece[1]))
+            await self._copy(entry, writer)
             digest = writer.digest()
             try:
                 return await writer.commit(entry.size, expected)
             except AlreadyExists:
                 return await self._content.info(self._scope, digest)
+
+    async def _copy(self, entry: tar.Entry, writer: Writer) -> None:
+        """Writes what an entry holds; while one piece is written the next is read."""
+        pieces = self._reader.data(entry)
+        writing: asyncio.Task[int] | None = None
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                if writing is not None:
+                    await writing
+                writing = asyncio.create_task(writer.write(bytes(piece[1])))
+        finally:
+            if writing is not None:
+                await asyncio.wait([writing])
+        if writing is not None:
+            writing.result()
 
     async def _abort(self, ref: str) -> None:
         """A part of a file is of no use to a later import."""
@@ -183,39 +224,40 @@ def _expected(path: str) -> str:
     return ""
 
 
-async def _oci(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[tuple[str, Descriptor]]:
+async def _oci(content: ContentStore, scope: Scope, found: _Found) -> list[Descriptor]:
     layout = documents.layout_of(found.files["oci-layout"], "archive: oci-layout")
     if layout.image_layout_version != "1.0.0":
         raise InvalidArgument(f"archive: unsupported OCI version {layout.image_layout_version}")
     if "index.json" not in found.files:
         raise InvalidArgument("archive: missing index.json in OCI layout 1.0.0")
     index = documents.index_of(found.files["index.json"], "", "archive: index.json")
-    named = []
     for entry in index.manifests:
-        full = _name_of(entry, name if len(index.manifests) == 1 else "")
+        await content.info(scope, entry.digest)
+    return [entry.noun() for entry in index.manifests]
+
+
+def _names(entries: Sequence[Descriptor], name: str) -> list[tuple[str, Descriptor]]:
+    """The images by their full names, of those that have one; `name` is for an only one without."""
+    named = []
+    for entry in entries:
+        full = _name_of(entry, name if len(entries) == 1 else "")
         if full:
-            await content.info(scope, entry.digest)
-            named.append((full, entry.noun()))
-    if not named:
-        raise InvalidArgument(
-            f"archive: no image in it has a name (annotation {IMAGE_NAME} or {REF_NAME}): give it one"
-        )
+            named.append((full, entry))
     return named
 
 
-def _name_of(entry: DescriptorDocument, other: str) -> str:
+def _name_of(entry: Descriptor, other: str) -> str:
     """The full name of an image, from its annotations and else from `other`; empty if neither has one."""
-    annotations = entry.annotations or {}
-    own = annotations.get(IMAGE_NAME) or annotations.get(REF_NAME, "")
+    own = entry.annotations.get(IMAGE_NAME) or entry.annotations.get(REF_NAME, "")
     if "/" in own or ":" in own:
         return names.normalize(own)
     # A bare word is a tag (OCI image-spec, annotations.md), of a name that the archive leaves out.
     return names.normalize(names.with_tag(other, own)) if other else ""
 
 
-async def _docker(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[tuple[str, Descriptor]]:
+async def _docker(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[Descriptor]:
     entries = documents.docker_manifests_of(found.files["manifest.json"], "archive: manifest.json")
-    named: list[tuple[str, Descriptor]] = []
+    targets: list[Descriptor] = []
     for entry in entries:
         config = found.blob(entry.config)
         layers = []
@@ -233,12 +275,26 @@ async def _docker(content: ContentStore, scope: Scope, found: _Found, name: str)
         )
         digest = digests.of(data)
         await write_whole(content, scope, f"manifest-{uuid.uuid4().hex[:12]}-{digest}", data, digest)
-        target = Descriptor(media.DOCKER_MANIFEST, digest, len(data))
         tags = entry.repo_tags or ([name] if name and len(entries) == 1 else [])
-        named.extend((names.normalize(tag), target) for tag in tags)
-    if not named:
-        raise InvalidArgument("archive: no image in manifest.json has a name (RepoTags): give it one")
-    return named
+        targets += [
+            Descriptor(media.DOCKER_MANIFEST, digest, len(data), _tagged(names.normalize(tag))) for tag in tags
+        ] or [Descriptor(media.DOCKER_MANIFEST, digest, len(data))]
+    return targets
+
+
+def _tagged(name: str) -> dict[str, str]:
+    """The annotations that name an image of `docker save`."""
+    return {IMAGE_NAME: name, REF_NAME: name.rpartition("/")[2].partition(":")[2]}
+
+
+def _index_of(entries: Sequence[Descriptor]) -> bytes:
+    """The index that an archive of `docker save` lacks."""
+    manifests = [
+        {"mediaType": entry.media_type, "digest": entry.digest, "size": entry.size}
+        | ({"annotations": dict(entry.annotations)} if entry.annotations else {})
+        for entry in entries
+    ]
+    return msgspec.json.encode({"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": manifests})
 
 
 _LAYER_TYPES = {

@@ -14,7 +14,7 @@ from orlop.core.wire import common
 from orlop.errors import Canceled
 
 PIECE = 32 << 10
-"""Bytes of a `Data` message, at most."""
+"""Bytes of a `Data` message, at most; only the last may have more."""
 CUSTOMARY_WINDOW = 64 << 10
 """The room that receivers keep open: whenever they have less, they add as much again."""
 WINDOW = 4 << 20
@@ -44,15 +44,17 @@ async def receive(stream: Stream, window: int = WINDOW) -> AsyncIterator[bytes]:
 class ByteSender:
     """Sends bytes (`core.transfer.ByteSink`).
 
-    The last bytes are kept back until `finish`, so that they can be cut to make the receiver answer: customarily it
-    adds room when it has less than `CUSTOMARY_WINDOW`, which shows that it has taken what was sent before. A receiver
-    that gets no answer to its call before that does not end before it has written everything.
+    Customarily a receiver adds `CUSTOMARY_WINDOW` of room whenever it has less than that, after it has handed on what
+    came. So it answers to what crosses a multiple of that size: the last bytes are kept back until `finish`, to be sent
+    as one message from such a multiple on. When the room for it comes, the receiver has taken everything; without that,
+    a client could end before it has written the end of what it was sent.
     """
 
     def __init__(self, stream: Stream, patience: float = PATIENCE) -> None:
         self._stream = stream
         self._patience = patience
         self._window = 0
+        self._sent = 0
         self._kept = bytearray()
 
     async def write(self, data: bytes) -> None:
@@ -66,30 +68,33 @@ class ByteSender:
         await self._send(len(self._kept))
 
     async def finish(self) -> None:
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._until(CUSTOMARY_WINDOW)
-        except TimeoutError:
-            pass  # a receiver of other customs; what it has room for it shall have
-        await self._send(min(len(self._kept), max(self._window - CUSTOMARY_WINDOW, 0)))
-        await self._send(len(self._kept))
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._until(CUSTOMARY_WINDOW)
-        except (TimeoutError, Canceled):
-            pass  # it has everything as far as can be told
+        total = self._sent + len(self._kept)
+        last = total - max(total - 1, 0) % CUSTOMARY_WINDOW - 1
+        await self._send(max(last - self._sent, 0))
+        await self._settle()
+        await self._send(len(self._kept), CUSTOMARY_WINDOW)
+        await self._settle()
         await self._stream.close()
 
-    async def _send(self, size: int) -> None:
+    async def _send(self, size: int, piece_size: int = PIECE) -> None:
         at = 0
         with memoryview(self._kept) as view:
             while at < size:
                 await self._until(1)
-                piece = bytes(view[at : at + min(PIECE, self._window)])
+                piece = bytes(view[at : min(at + piece_size, at + self._window, size)])
                 await self._stream.send(common.pack(streaming_pb2.Data(data=piece)))
                 at += len(piece)
                 self._window -= len(piece)
+        self._sent += at
         del self._kept[:size]
+
+    async def _settle(self) -> None:
+        """Waits for the receiver to have as much room as is customary; one of other customs is not waited for long."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._until(CUSTOMARY_WINDOW)
+        except (TimeoutError, Canceled):
+            return
 
     async def _until(self, window: int) -> None:
         """Waits until the receiver has that much room."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orlop.core.scope import Scope
-from orlop.core.transfer import End, RegistryEnd, Report, StoreEnd
+from orlop.core.transfer import End, ExportEnd, ImportEnd, RegistryEnd, Report, StoreEnd
 from orlop.transfer import naming
+from orlop.transfer.archive import Archives
 from orlop.transfer.pull import Puller
+from orlop.transfer.push import Pusher
 from orlop.transfer.stores import Stores
 
 
@@ -16,13 +18,25 @@ class LocalTransfers:
     """Implements `core.transfer.Transferrer`."""
 
     stores: Stores
+    archives: Archives
     puller: Puller | None
-    """None where no registries can be reached."""
+    pusher: Pusher | None
+    """None, both of them, where no registries can be reached."""
 
     async def transfer(self, scope: Scope, source: End, destination: End, report: Report) -> bool:
         match source, destination:
             case RegistryEnd(), StoreEnd() if self.puller is not None:
                 await self.puller.pull(scope, source, destination, report)
+            case StoreEnd(), RegistryEnd() if self.pusher is not None:
+                await self.pusher.push(scope, source, destination, report)
+            case ImportEnd(), StoreEnd():
+                await self.archives.import_archive(scope, source, destination, report)
+            case StoreEnd(), ExportEnd():
+                await self.archives.export_archive(scope, source, destination, report)
+            case ImportEnd(), ExportEnd():
+                async for piece in source.pieces:
+                    await destination.sink.write(piece)
+                await destination.sink.finish()
             case StoreEnd(), StoreEnd():
                 await self._tag(scope, source, destination)
             case _:

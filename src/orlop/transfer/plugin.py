@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -57,21 +58,25 @@ async def _streams(context: InitContext) -> OpenStreams:
 
 
 async def _local(context: InitContext) -> LocalTransfers:
+    from orlop.transfer.archive import Archives
     from orlop.transfer.fetch import Fetches
     from orlop.transfer.local import LocalTransfers
+    from orlop.transfer.locks import Locks
     from orlop.transfer.pull import Puller
+    from orlop.transfer.push import Pusher
     from orlop.transfer.stores import Stores
 
     config: TransferConfig = context.config
     metadata = context.get(T.METADATA)
     stores = Stores(metadata.content, metadata.images, metadata.snapshots, metadata.leases)
     fetches = Fetches(metadata.content, metadata.leases, max(config.max_concurrent_downloads, 1))
-    registries = _registries(context)
-    puller = None
-    if registries is not None:
-        puller = Puller(stores, registries, fetches, _targets(context, config), context.get_all(T.IMAGE_VERIFIER))
+    targets, locks = _targets(context, config), Locks()
+    puller, pusher = None, None
+    if (registries := _registries(context)) is not None:
+        puller = Puller(stores, registries, fetches, targets, context.get_all(T.IMAGE_VERIFIER), locks)
+        pusher = Pusher(stores, registries, asyncio.Semaphore(max(config.max_concurrent_uploaded_layers, 1)))
     context.meta.platforms.append(platform.host())
-    return LocalTransfers(stores, puller)
+    return LocalTransfers(stores, Archives(stores, targets, locks), puller, pusher)
 
 
 def _registries(context: InitContext) -> Registries | None:
