@@ -6,7 +6,6 @@ may use it.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import os
@@ -31,10 +30,10 @@ def status_of(error: BaseException, where: str = "") -> tuple[int, str]:
     """
     if isinstance(error, OrlopError):
         return error.code, str(error)
-    if isinstance(error, asyncio.CancelledError):
-        return 1, CANCELED_TEXT
     if isinstance(error, BaseExceptionGroup):
         return status_of(_foremost(error), where)
+    if not isinstance(error, Exception):  # the cancellation of asyncio, or of a shim's loop
+        return 1, CANCELED_TEXT
     if isinstance(error, OSError) and error.errno is not None:
         return _of_os_error(error, error.errno)
     if isinstance(error, TimeoutError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from orlop.shim import files
+
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
@@ -17,8 +19,7 @@ class Cgroup:
     def of(cls, pid: int) -> Cgroup | None:
         """The cgroup of `pid`; None if it has exited, or is in the root of the hierarchy that counts."""
         try:
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-                lines = [line.rstrip("\n").split(":", 2) for line in file]
+            lines = [line.split(":", 2) for line in os.fsdecode(files.read(f"/proc/{pid}/cgroup")).splitlines()]
         except (FileNotFoundError, ProcessLookupError):
             return None
         unified, hierarchies = _hierarchies()
@@ -44,16 +45,15 @@ def _hierarchies() -> tuple[tuple[str, str] | None, dict[str, tuple[str, str]]]:
     """The mount point and root of the v2 hierarchy, and those of each v1 controller."""
     unified: tuple[str, str] | None = None
     controllers: dict[str, tuple[str, str]] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            before, _, after = line.partition(" - ")
-            root, point = before.split(" ")[3:5]
-            kind, _, options = after.split(" ", 2)
-            if kind == "cgroup2":
-                unified = unified or (point, root)
-            elif kind == "cgroup":
-                for name in options.strip().split(","):
-                    controllers.setdefault(name, (point, root))
+    for line in os.fsdecode(files.read("/proc/self/mountinfo")).split("\n")[:-1]:
+        before, _, after = line.partition(" - ")
+        root, point = before.split(" ")[3:5]
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup2":
+            unified = unified or (point, root)
+        elif kind == "cgroup":
+            for name in options.split(","):
+                controllers.setdefault(name, (point, root))
     return unified, controllers
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -15,7 +15,7 @@ from typing import Any
 from orlop.api.runtime.task.v3.shim_pb2 import CreateTaskRequest
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
-from orlop.shim import rootfs
+from orlop.shim import files, loop, rootfs
 from orlop.shim.process import CREATED, PAUSED, PAUSING, RUNNING, STOPPED, Process
 from orlop.shim.reaper import Reaper
 from orlop.shim.runc import DEFAULT_ROOT, Runtime, RuntimeFailure
@@ -73,7 +73,7 @@ class Container:
         self.execs: dict[str, Process] = {}
         self.restore: Restore | None = None
         self.rootfs = os.path.join(bundle, "rootfs")
-        self._runtime_lock = asyncio.Lock()
+        self._runtime_lock = loop.Lock()
         """Held for pause, resume, update, checkpoint: the runtime's state file has one writer at a time."""
 
     @classmethod
@@ -83,8 +83,8 @@ class Container:
         if request.options.value and request.options.type_url.rpartition("/")[2] == Options.DESCRIPTOR.full_name:
             options.ParseFromString(request.options.value)
         runtime = runtime_of(reaper, request.bundle, namespace, options)
-        _write_private(os.path.join(request.bundle, "runtime"), runtime.binary)
-        _write_private(os.path.join(request.bundle, "options.json"), _options_json(options))
+        files.write(os.path.join(request.bundle, "runtime"), runtime.binary.encode())
+        files.write(os.path.join(request.bundle, "options.json"), _options_json(options))
         container = cls(request.id, request.bundle, namespace, runtime, options)
         stdio = Stdio(request.stdin, request.stdout, request.stderr, request.terminal)
         container.init = Process("", stdio)
@@ -163,7 +163,7 @@ class Container:
                 if process.input_ended:
                     process.streams.close_stdin()
                 process.streams.before_start()
-            _write_private(path, json.dumps(process.spec))
+            files.write(path, json.dumps(process.spec).encode())
             with self.runtime.reaper.watch() as watch:
                 await process.launch(
                     pid_file,
@@ -335,8 +335,8 @@ class Container:
     def _shares_pids(self) -> bool:
         """Whether the container has no pid namespace of its own, so that the kernel does not end it with its init."""
         try:
-            with open(os.path.join(self.bundle, "config.json"), encoding="utf-8") as file:
-                namespaces = json.load(file).get("linux", {}).get("namespaces") or []
+            spec = json.loads(files.read(os.path.join(self.bundle, "config.json")))
+            namespaces = spec.get("linux", {}).get("namespaces") or []
         except (OSError, ValueError, AttributeError):
             return True
         return not any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in namespaces)
@@ -359,6 +359,12 @@ class ExecProcess(Process):
         super().close_stdin()
 
 
+@functools.cache
+def environment() -> Mapping[bytes, bytes]:
+    """What runtimes are run with: this process's environment without what is for it alone."""
+    return {key: value for key, value in os.environb.items() if key != b"NOTIFY_SOCKET"}
+
+
 def runtime_of(reaper: Reaper, bundle: str, namespace: str, options: Options) -> Runtime:
     """The runtime that `options` choose for the container of `bundle`."""
     return Runtime(
@@ -367,26 +373,19 @@ def runtime_of(reaper: Reaper, bundle: str, namespace: str, options: Options) ->
         root=os.path.join(options.root or DEFAULT_ROOT, namespace),
         log=os.path.join(bundle, "log.json"),
         systemd_cgroup=options.systemd_cgroup,
-        environment={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
+        environment=environment(),
     )
 
 
 def read_options(bundle: str) -> Options:
     """The options that `create` noted in `bundle`; the defaults if it did not come to that."""
     try:
-        with open(os.path.join(bundle, "options.json"), encoding="utf-8") as file:
-            known = json.load(file)
+        known = json.loads(files.read(os.path.join(bundle, "options.json")))
     except FileNotFoundError:
         return Options()
     fields = Options.DESCRIPTOR.fields_by_name
     return Options(**{name: value for name, value in known.items() if name in fields})
 
 
-def _options_json(options: Options) -> str:
-    return json.dumps({field.name: value for field, value in options.ListFields()})
-
-
-def _write_private(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+def _options_json(options: Options) -> bytes:
+    return json.dumps({field.name: value for field, value in options.ListFields()}).encode()

@@ -13,7 +13,6 @@ import ctypes
 import fcntl
 import gc
 import os
-import random
 import selectors
 import signal
 import socket
@@ -22,13 +21,17 @@ import sys
 from dataclasses import dataclass
 
 from orlop.errors import OrlopError
-from orlop.shim import server
+from orlop.shim import container, loop, server
 from orlop.shim.request import LIMIT, ForkAnswer, ForkRequest
 
 _CHECK_EVERY = 5.0
 _PR_SET_NAME = 15
 _OWN_DESCRIPTORS = 3
-_libc = ctypes.CDLL(None, use_errno=True)
+_COLLECT_AT = 5000
+"""Objects that come to be before the collector looks for cycles. It writes to what it looks at, and shims make few."""
+# Not os.fork: that has every module put itself right, which writes to two hundred pages, for the sake of threads
+# that this process never has. PyDLL keeps the interpreter's lock, as a fork must.
+_libc = ctypes.PyDLL(None, use_errno=True)
 
 
 def main() -> None:
@@ -62,13 +65,14 @@ class ForkServer:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return 1
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+        server.prepare()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a shim that ends leaves no zombie; nobody waits for it
+        self._selector.register(loop.block_signals(), selectors.EVENT_READ, self._end)
         listener, inode = self._listen()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
         gc.collect()
         gc.freeze()
-        gc.disable()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        gc.set_threshold(_COLLECT_AT)
         try:
             while not self._ended and _inode(self._path) == inode:
                 for key, _ in self._selector.select(_CHECK_EVERY):
@@ -78,8 +82,8 @@ class ForkServer:
                 os.unlink(self._path)
         return 0
 
-    def _end(self, number: int, frame: object) -> None:
-        self._ended = True
+    def _end(self, signals: int) -> None:
+        self._ended = os.read(signals, 128)[0] in (signal.SIGTERM, signal.SIGINT)
 
     def _listen(self) -> tuple[socket.socket, int]:
         with contextlib.suppress(FileNotFoundError):
@@ -129,15 +133,17 @@ class ForkServer:
         outlet, inlet = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             with listener:
-                middle = os.fork()
-                if middle == 0:
+                pid = _libc.fork()
+                if pid == 0:
                     self._become_shim(request, listener, inlet)
+            if pid < 0:
+                number = ctypes.get_errno()
+                raise OSError(number, f"fork: {os.strerror(number)}")
         except OSError:
             os.close(outlet)
             raise
         finally:
             os.close(inlet)
-        os.waitpid(middle, 0)  # it ends at once, so that the shim is init's child
         self._births[outlet] = _Birth(client)
         self._selector.register(outlet, selectors.EVENT_READ, self._born)
 
@@ -157,11 +163,7 @@ class ForkServer:
         status = 1
         try:
             os.setsid()
-            if os.fork() != 0:
-                os._exit(0)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            _libc.signal(int(signal.SIGCHLD), 0)
             try:
                 listener = self._settle(request, listener, inlet)
             except OSError as error:
@@ -185,21 +187,21 @@ class ForkServer:
     def _settle(self, request: ForkRequest, listener: socket.socket, inlet: int) -> socket.socket:
         """Lets go of what is the fork server's."""
         self._selector.close()
-        keep = sorted((listener.fileno(), inlet))
+        keep = sorted((listener.fileno(), inlet, loop.block_signals()))
         edges = [_OWN_DESCRIPTORS, *(number + 1 for number in keep)]
         for low, high in zip(edges, [*keep, 1 << 20], strict=True):
             os.closerange(low, high)
         os.chdir(request.bundle)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             log = os.open("log", os.O_RDWR | os.O_NONBLOCK)
             os.dup2(log, 2)
             os.close(log)
-        os.environ.update(dict(request.environment))
-        if request.ttrpc_address:
-            os.environ["TTRPC_ADDRESS"] = request.ttrpc_address
+        except FileNotFoundError:
+            pass
+        if request.environment:
+            os.environ.update(dict(request.environment))
+            container.environment.cache_clear()
         server.set_oom_score(server.oom_score() + 1)
-        random.seed()
-        gc.enable()
         return listener
 
 

@@ -6,7 +6,6 @@ process has exited.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orlop.errors import Unknown
+from orlop.shim import loop
 from orlop.shim.reaper import Child
 from orlop.shim.stdio import DirectStreams, Stdio
 from orlop.shim.terminal import Terminal
@@ -26,7 +26,7 @@ _TERM_DEADLINE = 12.0
 class LoggedStreams(DirectStreams):
     """Streams into a logging program; with a terminal, all of its output goes to the program's descriptor 3."""
 
-    Spawner = Callable[[Sequence[str], Mapping[str, str], Mapping[int, int]], Child]
+    Spawner = Callable[[Sequence[str], Mapping[bytes, bytes], Mapping[int, int]], Child]
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class LoggedStreams(DirectStreams):
                 outlets.append(outlet)
             ready, signal_end = os.pipe2(os.O_CLOEXEC)
             try:
-                environment = {"CONTAINER_ID": container, "CONTAINER_NAMESPACE": namespace}
+                environment = {b"CONTAINER_ID": container.encode(), b"CONTAINER_NAMESPACE": namespace.encode()}
                 streams._logger = spawn(argv, environment, {3: outlets[0], 4: outlets[1], 5: signal_end})
             finally:
                 for descriptor in (*outlets, signal_end):
@@ -101,8 +101,8 @@ class LoggedStreams(DirectStreams):
             return
         for patience, number in ((_FINISH_DEADLINE, signal.SIGTERM), (_TERM_DEADLINE, signal.SIGKILL)):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await asyncio.shield(logger.exit)
+                async with loop.timeout(patience):
+                    await logger.exit
                     return
             logger.kill(number)
 
@@ -117,12 +117,11 @@ class LoggedStreams(DirectStreams):
 
 
 async def _read_once(descriptor: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: None if readable.done() else readable.set_result(None))
+    readable = loop.Event()
+    loop.add_reader(descriptor, readable.set)
     try:
-        async with asyncio.timeout(_READY_DEADLINE):
-            await readable
+        async with loop.timeout(_READY_DEADLINE):
+            await readable.wait()
         return os.read(descriptor, 1)
     except TimeoutError:
         raise Unknown("logging binary did not call ready in time") from None

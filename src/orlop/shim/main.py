@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from orlop.api.runtime.bootstrap.v1.bootstrap_pb2 import LOG_LEVEL_DEBUG, Bootst
 from orlop.api.runtime.task.v3.shim_pb2 import DeleteResponse
 from orlop.api.types.introspection_pb2 import RuntimeInfo
 from orlop.api.types.runc.options.oci_pb2 import Options
-from orlop.shim import rootfs, server
+from orlop.shim import files, loop, rootfs, server
 from orlop.shim.container import read_options, runtime_of
 from orlop.shim.reaper import Reaper
 
@@ -55,7 +54,7 @@ def command(argv: Sequence[str]) -> int:
         sys.stdout.write(f"{NAME}:\n  Version: {_version()}\n")
         return 0
     if flags.info:
-        return asyncio.run(_info())
+        return loop.run(_info())
     if not flags.namespace:
         raise errors.InvalidArgument.verbatim("shim namespace cannot be empty")
     for value, what in ((flags.namespace, "namespace"), (flags.id, "id")):
@@ -64,7 +63,7 @@ def command(argv: Sequence[str]) -> int:
     if flags.action == "start":
         return _start(flags)
     if flags.action == "delete":
-        return asyncio.run(_delete(flags))
+        return loop.run(_delete(flags))
     return _serve(flags)
 
 
@@ -123,8 +122,7 @@ def _spawn(flags: argparse.Namespace, address: str, path: str, listener: socket.
         for descriptor in (log, null, spare):
             os.close(descriptor)
     try:
-        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(min(score + 1, 1000)))
+        files.write(f"/proc/{pid}/oom_score_adj", b"%d" % min(score + 1, 1000))
     except PermissionError:  # lowering a score needs a privilege that is not always there
         pass
 
@@ -142,6 +140,7 @@ def _serve(flags: argparse.Namespace) -> int:
         ttrpc_address=os.environ.get("TTRPC_ADDRESS", ""),
         debug=flags.debug,
     )
+    server.prepare()
     server.run(identity, listener)
     return 0
 
@@ -161,8 +160,7 @@ async def _delete(flags: argparse.Namespace) -> int:
     except OSError as error:
         sys.stderr.write(f"cannot unmount the rootfs: {error}\n")
     try:
-        with open(os.path.join(bundle, "init.pid"), encoding="ascii") as file:  # noqa: ASYNC230 - a short local file
-            pid = int(file.read())
+        pid = int(files.read(os.path.join(bundle, "init.pid")))
     except (OSError, ValueError):
         pid = 0
     answer = DeleteResponse(pid=pid, exit_status=_KILLED)

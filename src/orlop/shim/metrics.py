@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from orlop.api.cgroups1 import metrics_pb2 as v1
 from orlop.api.cgroups2 import metrics_pb2 as v2
+from orlop.shim import files
 from orlop.shim.cgroup import Cgroup
 
 _UNLIMITED = (1 << 64) - 1
@@ -130,7 +131,6 @@ def _number(directory: str, name: str) -> int:
 
 def _text(directory: str, name: str) -> str:
     try:
-        with open(os.path.join(directory, name), encoding="ascii") as file:
-            return file.read()
+        return files.read(os.path.join(directory, name)).decode("ascii", "replace")
     except OSError:  # a counter that this kernel lacks, or a group that is gone
         return ""

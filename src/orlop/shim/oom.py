@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from orlop.shim import files, loop
 from orlop.shim.cgroup import Cgroup
 
 
@@ -57,28 +57,32 @@ class OomWatcher:
             if self._poll is not None:
                 self._poll.unregister(watched.descriptor)
         else:
-            asyncio.get_running_loop().remove_reader(watched.descriptor)
+            loop.remove_reader(watched.descriptor)
         os.close(watched.descriptor)
 
     def close(self) -> None:
         for id in list(self._watched):
             self.remove(id)
         if self._poll is not None:
-            asyncio.get_running_loop().remove_reader(self._poll.fileno())
+            loop.remove_reader(self._poll.fileno())
             self._poll.close()
             self._poll = None
 
     def _add_version1(self, id: str, directory: str) -> None:
         path = os.path.join(directory, "memory.oom_control")
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        control = -1
         try:
-            with open(path, "rb") as control, open(os.path.join(directory, "cgroup.event_control"), "w") as register:
-                register.write(f"{event} {control.fileno()}")
+            control = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            files.write(os.path.join(directory, "cgroup.event_control"), b"%d %d" % (event, control))
         except OSError:
             os.close(event)
             raise
+        finally:
+            if control >= 0:
+                os.close(control)
         self._watched[id] = _Watched(path, event, _kills(path), False)
-        asyncio.get_running_loop().add_reader(event, self._signalled, id)
+        loop.add_reader(event, lambda: self._signalled(id))
 
     def _signalled(self, id: str) -> None:
         watched = self._watched[id]
@@ -94,7 +98,7 @@ class OomWatcher:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if self._poll is None:
             self._poll = select.epoll()
-            asyncio.get_running_loop().add_reader(self._poll.fileno(), self._changed)
+            loop.add_reader(self._poll.fileno(), self._changed)
         self._watched[id] = _Watched(path, descriptor, _kills(path), True)
         self._polled[descriptor] = id
         self._poll.register(descriptor, select.EPOLLPRI)
@@ -115,11 +119,10 @@ class OomWatcher:
 
 def _kills(path: str) -> int:
     try:
-        with open(path, encoding="ascii") as file:
-            for line in file:
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    return int(value)
+        for line in files.read(path).splitlines():
+            key, _, value = line.partition(b" ")
+            if key == b"oom_kill":
+                return int(value)
     except OSError:
         pass
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
 from orlop.errors import FailedPrecondition, NotFound, Unknown
+from orlop.shim import files, loop
 from orlop.shim.logger import LoggedStreams
 from orlop.shim.reaper import Child, Exit, Watch
 from orlop.shim.stdio import DirectStreams, Stdio, Streams
@@ -27,9 +27,9 @@ class Process:
         self.child: Child | None = None
         self.exit: Exit | None = None
         """Set when the exit is published; `child.exit` is done earlier."""
-        self.over = asyncio.Event()
+        self.over = loop.Event()
         """Nothing more is to be waited for: it exited, or could not be started."""
-        self.lock = asyncio.Lock()
+        self.lock = loop.Lock()
         """Held while it is started or deleted, until that is published, so that its exit is published after."""
         self.streams: Streams | None = None
 
@@ -65,8 +65,7 @@ class Process:
         try:
             await command(streams, streams.console_socket)
             await streams.connect()
-            with open(pid_file, encoding="ascii") as file:  # noqa: ASYNC230 - a short local file
-                pid = int(file.read())
+            pid = int(files.read(pid_file))
         except (OSError, ValueError) as error:
             self.close_streams()
             raise Unknown(f"failed to retrieve OCI runtime container pid: {error}") from error

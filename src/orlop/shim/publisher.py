@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
 
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from orlop.api.services.ttrpc.events.v1.events_pb2 import ForwardRequest
 from orlop.errors import DeadlineExceeded, OrlopError, Unavailable
-from orlop.rpc.ttrpc import Client, TtrpcClosed
+from orlop.shim import loop
+from orlop.shim.ttrpc import Client
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ class Publisher:
         self._namespace = namespace
         self._address = address
         self._queue: deque[ForwardRequest] = deque()
-        self._filled = asyncio.Event()
-        self._idle = asyncio.Event()
+        self._filled = loop.Event()
+        self._idle = loop.Event()
         self._idle.set()
         self._client: Client | None = None
 
@@ -68,12 +67,12 @@ class Publisher:
                     self._idle.set()
         finally:
             if self._client is not None:
-                await self._client.close()
+                self._client.abort()
 
     async def flush(self, timeout: float) -> None:
         """Waits up to `timeout` seconds until all events are sent."""
         try:
-            async with asyncio.timeout(timeout):
+            async with loop.timeout(timeout):
                 await self._idle.wait()
         except TimeoutError:
             log.warning("%d events could not be delivered", len(self._queue))
@@ -82,19 +81,19 @@ class Publisher:
         pause, refusals = 0.1, 0
         while True:
             try:
-                if self._client is None or self._client.is_closed:
-                    self._client = await Client.connect(f"unix://{self._address.removeprefix('unix://')}", _TIMEOUT)
+                if self._client is None or not self._client.is_open:
+                    self._client = Client(self._address.removeprefix("unix://"))
                 metadata = {"containerd-namespace-ttrpc": self._namespace}
-                await self._client.call(_SERVICE, "Forward", request, Empty, timeout=_TIMEOUT, metadata=metadata)
+                await self._client.call(_SERVICE, "Forward", request, timeout=_TIMEOUT, metadata=metadata)
                 return
-            except (OSError, TtrpcClosed, Unavailable, DeadlineExceeded) as error:
+            except (OSError, Unavailable, DeadlineExceeded) as error:
                 log.debug("event %s is kept: %s", request.envelope.topic, error)
             except OrlopError as error:
                 refusals += 1
                 if refusals >= _REFUSALS:
                     log.error("event %s is dropped: %s", request.envelope.topic, error)
                     return
-            await asyncio.sleep(pause)
+            await loop.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _drop(self) -> None:

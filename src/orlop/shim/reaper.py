@@ -7,7 +7,6 @@ them exits, become the shim's own children. Their pids become known (from a pid 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -17,8 +16,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orlop.shim import loop
+from orlop.shim.loop import Future
+
 _PR_SET_CHILD_SUBREAPER = 36
 _FIRST_SPARE_DESCRIPTOR = 10
+_SIGNALS = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,7 +39,7 @@ class Child:
     """A process of ours; `exit` is done when it has been reaped."""
 
     pid: int
-    exit: asyncio.Future[Exit]
+    exit: Future[Exit]
 
     def kill(self, number: int) -> bool:
         """Sends signal `number`; False if the process has ended. The pid cannot belong to another until we reap it."""
@@ -61,7 +64,7 @@ class Watch:
         early = self.exits.pop(pid, None)
         if early is None or _is_our_child(pid):  # a pid in use again: the exit was of an earlier process
             return self.reaper.adopt(pid)
-        future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        future: Future[Exit] = Future()
         future.set_result(early)
         return Child(pid, future)
 
@@ -70,7 +73,7 @@ class Reaper:
     """Reaps every child of this process and tells whoever waits for it."""
 
     def __init__(self) -> None:
-        self._awaited: dict[int, asyncio.Future[Exit]] = {}
+        self._awaited: dict[int, Future[Exit]] = {}
         self._watches: list[Watch] = []
 
     def install(self) -> None:
@@ -78,7 +81,7 @@ class Reaper:
         if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"cannot become a child subreaper: {os.strerror(number)}")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+        loop.add_signal_handler(signal.SIGCHLD, self.reap)
         self.reap()
 
     def reap(self) -> None:
@@ -105,11 +108,11 @@ class Reaper:
 
     def adopt(self, pid: int) -> Child:
         """The child `pid`, which is known not to have been reaped."""
-        future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        future: Future[Exit] = Future()
         self._awaited[pid] = future
         return Child(pid, future)
 
-    def spawn(self, argv: Sequence[str], environment: Mapping[str, str], files: Mapping[int, int]) -> Child:
+    def spawn(self, argv: Sequence[str], environment: Mapping[bytes, bytes], files: Mapping[int, int]) -> Child:
         """Runs `argv` in a process group of its own with default signals and only the descriptors of `files`.
 
         `files` maps the child's descriptors to ours; of 0, 1 and 2 those not named are `/dev/null`. Raises OSError.
@@ -124,11 +127,11 @@ class Reaper:
             pid = os.posix_spawnp(
                 argv[0],
                 list(argv),
-                dict(environment),
+                environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, source, number) for number, source in sources.items()],
                 setpgroup=0,
                 setsigmask=[],
-                setsigdef=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
+                setsigdef=_SIGNALS,
             )
         return self.adopt(pid)  # no await since the spawn: nothing can have reaped it
 

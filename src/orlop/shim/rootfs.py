@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from orlop.errors import Unimplemented, Unknown
+from orlop.shim import files
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
@@ -84,8 +85,8 @@ def unmount_all(root: str) -> None:
 
 
 def _mount_points(root: str) -> list[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        points = [_unescape(line.split(" ", 5)[4]) for line in table]
+    lines = os.fsdecode(files.read("/proc/self/mountinfo")).split("\n")[:-1]
+    points = [_unescape(line.split(" ", 5)[4]) for line in lines]
     return [point for point in points if point == root or point.startswith(root + "/")]
 
 

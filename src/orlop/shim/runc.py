@@ -6,7 +6,6 @@ error. Every command has a deadline; one that passes it is killed with its whole
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orlop.errors import DeadlineExceeded, Unknown
+from orlop.shim import files, loop
 from orlop.shim.reaper import Reaper
 
 DEFAULT_ROOT = "/run/containerd/runc"
@@ -39,7 +39,7 @@ class Runtime:
     root: str
     log: str
     systemd_cgroup: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[bytes, bytes] = field(default_factory=dict)
 
     async def create(
         self,
@@ -162,8 +162,8 @@ class Runtime:
             if output is not None:
                 output.start()
             try:
-                async with asyncio.timeout(DEADLINE):
-                    ended = await asyncio.shield(child.exit)
+                async with loop.timeout(DEADLINE):
+                    ended = await child.exit
             except TimeoutError:
                 raise DeadlineExceeded(f"{self.binary} {arguments[0]} took over {DEADLINE:.0f} s") from None
             finally:
@@ -192,7 +192,7 @@ class _Output:
     def start(self) -> None:
         os.close(self.inlet)
         self.inlet = -1
-        asyncio.get_running_loop().add_reader(self._outlet, self._read)
+        loop.add_reader(self._outlet, self._read)
 
     def finish(self) -> bytes:
         """All that was printed by now: a process that the command left behind may hold the pipe for ever."""
@@ -201,7 +201,7 @@ class _Output:
         return bytes(self._text)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._outlet)
+        loop.remove_reader(self._outlet)
         os.close(self._outlet)
         if self.inlet >= 0:
             os.close(self.inlet)
@@ -213,7 +213,7 @@ class _Output:
             return False
         if not chunk:
             self._open = False
-            asyncio.get_running_loop().remove_reader(self._outlet)
+            loop.remove_reader(self._outlet)
         elif len(self._text) < _OUTPUT_LIMIT:
             self._text += chunk
         return bool(chunk)
@@ -237,9 +237,7 @@ def _size(path: str) -> int:
 def _last_error(path: str, offset: int) -> str:
     """The last message of level error that was logged after `offset`."""
     try:
-        with open(path, "rb") as log:
-            log.seek(max(offset, _size(path) - _LOG_LIMIT))
-            lines = log.read(_LOG_LIMIT).splitlines()
+        lines = files.read(path, _LOG_LIMIT, max(offset, _size(path) - _LOG_LIMIT)).splitlines()
     except FileNotFoundError:
         return ""
     for line in reversed(lines):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -17,10 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from orlop.errors import FailedPrecondition, PermissionDenied
-from orlop.rpc.ttrpc import Server
+from orlop.shim import files, loop
+from orlop.shim.container import environment
 from orlop.shim.publisher import Publisher
 from orlop.shim.reaper import Reaper
 from orlop.shim.task import TaskService
+from orlop.shim.ttrpc import Server
 
 SOCKET_DIRECTORY = "/run/containerd/s"
 LAST_EVENTS_DEADLINE = 5.0
@@ -46,8 +47,7 @@ class Identity:
 
 def group_of(bundle: str, id: str) -> str:
     """The name that containers of one shim share, by the annotations of the bundle's `config.json`; else `id`."""
-    with open(os.path.join(bundle, "config.json"), encoding="utf-8") as file:
-        annotations = json.load(file).get("annotations") or {}
+    annotations = json.loads(files.read(os.path.join(bundle, "config.json"))).get("annotations") or {}
     return next((annotations[name] for name in _GROUP_ANNOTATIONS if name in annotations), id)
 
 
@@ -79,22 +79,39 @@ def listen(path: str) -> socket.socket | None:
         return listener
 
 
+class _Log(logging.Handler):
+    """The log of a shim, its standard error; `prefix` says whose it is."""
+
+    prefix = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f'level={record.levelname} {self.prefix} msg="{self.format(record)}"\n'
+        with contextlib.suppress(OSError):  # the log's reader may be gone
+            os.write(2, line.encode("utf-8", "replace"))
+
+
+_log = _Log()
+
+
+def prepare() -> None:
+    """Does once what is the same for all shims of this process and of those that are forked from it."""
+    root = logging.getLogger()
+    root.handlers[:] = [_log]
+    root.setLevel(logging.INFO)
+    loop.block_signals()
+    environment()
+
+
 def run(identity: Identity, listener: socket.socket) -> None:
     """Serves until the last container is gone and the daemon says so, or a TERM or INT comes."""
     os.umask(0o022)
     _libc.prctl(_PR_SET_NAME, b"orlop-shim", 0, 0, 0)
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter(f'level=%(levelname)s ns={identity.namespace} id={identity.id} msg="%(message)s"')
-    )
-    logging.raiseExceptions = False  # the log's reader may be gone
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if identity.debug else logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    _log.prefix = f"ns={identity.namespace} id={identity.id}"
+    if identity.debug:
+        logging.getLogger().setLevel(logging.DEBUG)
     remove_name = _remover(identity.socket_path)
     try:
-        asyncio.run(_serve(identity, listener, remove_name))
+        loop.run(_serve(identity, listener, remove_name))
     finally:
         remove_name()
 
@@ -116,39 +133,33 @@ def _remover(path: str) -> Callable[[], None]:
 
 
 async def _serve(identity: Identity, listener: socket.socket, remove_name: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
+    ended = loop.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     reaper = Reaper()
     reaper.install()
     publisher = Publisher(identity.namespace, identity.ttrpc_address)
-    async with asyncio.TaskGroup() as group:
-        sending = group.create_task(publisher.run())
-        service = TaskService(identity.namespace, reaper, publisher, group, ended.set)
-        server = Server(service.services())
-        uid = os.geteuid()
-        await server.serve(listener, authorize=lambda pid, peer, gid: peer == uid)
-        await ended.wait()
-        # the name goes first, so that a new shim of the group is not taken for this one
-        remove_name()
-        await server.close(grace=1.0)
-        await service.settled(LAST_EVENTS_DEADLINE)
-        await publisher.flush(LAST_EVENTS_DEADLINE)
-        service.close()
-        sending.cancel()
+    sending = loop.create_task(publisher.run())
+    service = TaskService(identity.namespace, reaper, publisher, ended.set)
+    server = Server(service.services(), listener, os.geteuid())
+    await ended.wait()
+    # the name goes first, so that a new shim of the group is not taken for this one
+    remove_name()
+    await server.close(grace=1.0)
+    await service.settled(LAST_EVENTS_DEADLINE)
+    await publisher.flush(LAST_EVENTS_DEADLINE)
+    service.close()
+    sending.cancel()
 
 
 def set_oom_score(score: int) -> None:
     """Sets this process's score; lowering it needs a privilege that is not always there."""
     with contextlib.suppress(OSError):
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(min(score, 1000)))
+        files.write("/proc/self/oom_score_adj", b"%d" % min(score, 1000))
 
 
 def oom_score(pid: int | str = "self") -> int:
-    with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:
-        return int(file.read())
+    return int(files.read(f"/proc/{pid}/oom_score_adj"))
 
 
 @contextlib.contextmanager

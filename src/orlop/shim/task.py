@@ -6,7 +6,6 @@ container's execs are published before that of its init; each exit is published 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -15,12 +14,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.events import task_pb2 as events
-from orlop.api.runtime.task.v2 import shim_pb2 as v2
 from orlop.api.runtime.task.v3 import shim_pb2 as v3
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, ProcessDetails
 from orlop.api.types.task import task_pb2
 from orlop.errors import AlreadyExists, NotFound, OrlopError
-from orlop.rpc.service import Call, Service
+from orlop.rpc.service import Call
+from orlop.shim import loop
 from orlop.shim.cgroup import Cgroup
 from orlop.shim.container import Container, ExecProcess
 from orlop.shim.metrics import stats_of
@@ -29,11 +28,14 @@ from orlop.shim.process import Process
 from orlop.shim.publisher import Publisher
 from orlop.shim.reaper import Exit, Reaper
 from orlop.shim.stdio import Stdio
+from orlop.shim.ttrpc import Interface, Service
 
 log = logging.getLogger(__name__)
 
 _NEVER_SECONDS = -62135596800
 """Go's zero time, which clients take for "has not happened"."""
+_INTERFACE = Interface.of(v3.DESCRIPTOR.services_by_name["Task"])
+_VERSION_2 = "containerd.task.v2.Task"
 _STATUS = {
     "created": task_pb2.CREATED,
     "running": task_pb2.RUNNING,
@@ -44,38 +46,33 @@ _STATUS = {
 
 
 class TaskService:
-    """The containers of one shim. Exits are waited for in `group`; `end` is called to end the shim."""
+    """The containers of one shim. `end` is called to end the shim."""
 
     def __init__(
         self,
         namespace: str,
         reaper: Reaper,
         publisher: Publisher,
-        group: asyncio.TaskGroup,
         end: Callable[[], None],
     ) -> None:
         self._namespace = namespace
         self._reaper = reaper
         self._publisher = publisher
-        self._group = group
         self._end = end
         self._containers: dict[str, Container] = {}
         self._cgroups: dict[str, Cgroup] = {}
         self._reserved: set[str] = set()
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._watchers: set[loop.Task[None]] = set()
         self._oom = OomWatcher(self._tell_oom)
 
-    def services(self) -> list[Service]:
-        """This service under both of its names; their messages are the same bytes, answers are made by name."""
-        return [
-            Service(v2.DESCRIPTOR.services_by_name["Task"], _AsVersion2(self)),
-            Service(v3.DESCRIPTOR.services_by_name["Task"], self),
-        ]
+    def services(self) -> dict[str, Service]:
+        """This service under both of its names: all that version 2 knows is the same bytes in version 3."""
+        service = Service(_INTERFACE, self)
+        return {_INTERFACE.name: service, _VERSION_2: service}
 
     async def settled(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for exits that are being published."""
-        if self._watchers:
-            await asyncio.wait(self._watchers, timeout=timeout)
+        await loop.all_done(list(self._watchers), timeout)
 
     def close(self) -> None:
         for watcher in self._watchers:
@@ -272,9 +269,9 @@ class TaskService:
         self._watch(self._await_init(container))
 
     def _watch(self, wait) -> None:  # type: ignore[no-untyped-def]
-        watcher = self._group.create_task(wait)
+        watcher = loop.create_task(wait)
         self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
+        watcher.add_done_callback(lambda: self._watchers.discard(watcher))
 
     async def _await_init(self, container: Container) -> None:
         init = container.init
@@ -314,25 +311,6 @@ class TaskService:
             ),
         )
         process.over.set()
-
-
-class _AsVersion2:
-    """The service with its answers in the messages of version 2."""
-
-    def __init__(self, service: TaskService) -> None:
-        for name, method in v2.DESCRIPTOR.services_by_name["Task"].methods_by_name.items():
-            setattr(self, name, _translated(getattr(service, name), method.output_type.name))
-
-
-def _translated(method, answer: str):  # type: ignore[no-untyped-def]
-    kind = getattr(v2, answer, None)
-    if kind is None:  # google.protobuf.Empty
-        return method
-
-    async def translated(request, call: Call):  # type: ignore[no-untyped-def]
-        return kind.FromString((await method(request, call)).SerializeToString())
-
-    return translated
 
 
 def _timestamp(ended: Exit | None) -> Timestamp:

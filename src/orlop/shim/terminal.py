@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -16,6 +15,7 @@ import termios
 from collections.abc import Mapping
 
 from orlop.errors import Unknown
+from orlop.shim import loop
 from orlop.shim.stdio import Stdio
 
 _CHUNK = 16384
@@ -45,10 +45,9 @@ class Terminal:
 
     async def connect(self, output: int = -1) -> None:
         """Receives the master and starts copying, to `output` where that is given. Raises Unknown."""
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_CONSOLE_DEADLINE):
-                peer, _ = await loop.sock_accept(self._listener)
+            async with loop.timeout(_CONSOLE_DEADLINE):
+                peer = await _accepted(self._listener)
             with peer:
                 peer.setblocking(True)
                 self._master = _receive_descriptor(peer)
@@ -86,7 +85,7 @@ class Terminal:
     async def exited(self) -> None:
         """What the process wrote is in the pty by now: moves it on, then closes."""
         try:
-            async with asyncio.timeout(_DRAIN_DEADLINE):
+            async with loop.timeout(_DRAIN_DEADLINE):
                 for copy in self._copies:
                     if copy.source == self._master:
                         await copy.drain()
@@ -128,26 +127,25 @@ class _Copy:
     def __init__(self, source: int, sink: int) -> None:
         self.source = source
         self._sink = sink
-        self._loop = asyncio.get_running_loop()
         self._rest = b""
-        self._flushed: asyncio.Event | None = None
+        self._flushed: loop.Event | None = None
 
     def resume(self) -> None:
-        self._loop.add_reader(self.source, self._move)
+        loop.add_reader(self.source, self._move)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self.source)
+        loop.remove_reader(self.source)
         if self._rest:
-            self._loop.remove_writer(self._sink)
+            loop.remove_writer(self._sink)
 
     async def drain(self) -> None:
         """Returns when the source has nothing left and the sink took all."""
         while self._rest or self._move():
             if self._rest:
-                self._flushed = asyncio.Event()
+                self._flushed = loop.Event()
                 await self._flushed.wait()
             else:
-                await asyncio.sleep(0)
+                await loop.sleep(0)
 
     def _move(self) -> bool:
         """Moves one chunk. False if there was none."""
@@ -162,7 +160,7 @@ class _Copy:
                 raise
             chunk = b""
         if not chunk:
-            self._loop.remove_reader(self.source)
+            loop.remove_reader(self.source)
             return False
         self._write(chunk)
         return True
@@ -178,17 +176,27 @@ class _Copy:
                 chunk = b""
         self._rest = chunk
         if chunk and not had_rest:
-            self._loop.remove_reader(self.source)
+            loop.remove_reader(self.source)
             with contextlib.suppress(PermissionError):  # a plain file is always writable
-                self._loop.add_writer(self._sink, self._flush)
+                loop.add_writer(self._sink, self._flush)
         elif not chunk and had_rest:
-            self._loop.remove_writer(self._sink)
+            loop.remove_writer(self._sink)
             self.resume()
             if self._flushed is not None:
                 self._flushed.set()
 
     def _flush(self) -> None:
         self._write(self._rest)
+
+
+async def _accepted(listener: socket.socket) -> socket.socket:
+    arrived = loop.Event()
+    loop.add_reader(listener.fileno(), arrived.set)
+    try:
+        await arrived.wait()
+    finally:
+        loop.remove_reader(listener.fileno())
+    return listener.accept()[0]
 
 
 def _receive_descriptor(peer: socket.socket) -> int:
