@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_a_signal_is_told_and_works_as_before_once_the_loop_is_over() -> None:
     async def main() -> None:
         told = loop.Event()
         loop.add_signal_handler(signal.SIGTERM, told.set)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # this process may have other threads
         await told.wait()
 
     loop.run(main())
