@@ -1,4 +1,4 @@
-"""The metadata plugin, whose id `bolt` is a name that clients know, and the sandbox store."""
+"""The metadata plugin, whose id `bolt` is a name that clients know, the mount manager and the sandbox store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from orlop.core.plugin import InitContext, PluginType, Registration
 
 if TYPE_CHECKING:
+    from orlop.metadata.activations import Activations
     from orlop.metadata.containers import ContainerStore
     from orlop.metadata.content import NamespacedContent
     from orlop.metadata.database import Database
@@ -43,6 +45,8 @@ class Metadata:
     leases: Leases
     content: NamespacedContent
     snapshots: NamespacedSnapshots
+    on_collected: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """Called after each collection, to free what has no record any more; plugins that start later add to it."""
 
 
 async def _metadata(context: InitContext) -> Metadata:
@@ -96,6 +100,17 @@ async def _sandboxes(context: InitContext) -> SandboxStore:
     return metadata.sandboxes
 
 
+async def _mounts(context: InitContext) -> Activations:
+    from orlop.metadata.activations import Activations
+
+    metadata: Metadata = context.get(PluginType.METADATA)
+    handlers = context.get_all(PluginType.MOUNT_HANDLER)
+    manager = Activations(metadata.db, context.make_state(), handlers, [str(context.daemon.root)])
+    metadata.on_collected.append(manager.cleanup)
+    await manager.recover()
+    return manager
+
+
 REGISTRATIONS: tuple[Registration, ...] = (
     Registration(
         PluginType.METADATA,
@@ -104,5 +119,6 @@ REGISTRATIONS: tuple[Registration, ...] = (
         (PluginType.CONTENT, PluginType.EVENT, PluginType.SNAPSHOTTER),
         MetadataConfig,
     ),
+    Registration(PluginType.MOUNT_MANAGER, "bolt", _mounts, (PluginType.METADATA, PluginType.MOUNT_HANDLER)),
     Registration(PluginType.SANDBOX_STORE, "local", _sandboxes, (PluginType.METADATA,)),
 )

@@ -129,4 +129,18 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (namespace, id)
     ) STRICT;
     """,
+    """
+    -- `active` and `system` (JSON) are NULL while an activation is being made; its mounts lie in the directory `row`.
+    CREATE TABLE mounts (
+        row INTEGER PRIMARY KEY AUTOINCREMENT,
+        namespace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        lease TEXT NOT NULL,
+        labels TEXT NOT NULL,
+        active TEXT,
+        system TEXT,
+        created_at INTEGER NOT NULL,
+        UNIQUE (namespace, name)
+    ) STRICT;
+    """,
 )

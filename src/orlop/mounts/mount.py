@@ -10,10 +10,11 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from orlop.core.mount import Mount
 from orlop.errors import Unimplemented, Unknown
-from orlop.mounts import mountinfo, overlay
+from orlop.mounts import loop, mountinfo, overlay
 from orlop.mounts import syscalls as sc
 from orlop.mounts.options import Options, parse
 
@@ -138,7 +139,10 @@ def _mount(mount: Mount, place: str, shown: str) -> None:
     data = ",".join(options.data)
     remount_of_bind = options.flags & sc.MS_REMOUNT and options.flags & sc.MS_BIND
     try:
-        if not remount_of_bind or data:
+        if options.loop:
+            with loop.attached(mount.source, readonly=bool(options.flags & sc.MS_RDONLY)) as device:
+                _first_call(replace(mount, source=device), place, options, data)
+        elif not remount_of_bind or data:
             _first_call(mount, place, options, data)
     except OSError as error:
         raise _refused(mount, shown, options.flags, data, error) from error

@@ -64,14 +64,17 @@ class Options:
     """What was named as off, which a bind mount would otherwise inherit from its source."""
     propagation: int
     data: tuple[str, ...]
+    loop: bool = False
+    """The source is a file that a loop device makes a block device."""
 
 
 def parse(options: Iterable[str]) -> Options:
     """What `options` say; where two disagree, the later holds.
 
-    Raises Unimplemented for id-mapped mounts and loop devices, Unknown for an option of containerd's mount manager.
+    Raises Unimplemented for id-mapped mounts, Unknown for an option of containerd's mount manager.
     """
     flags = cleared = propagation = 0
+    loop = False
     data: list[str] = []
     for option in options:
         if option in _SET:
@@ -91,10 +94,10 @@ def parse(options: Iterable[str]) -> Options:
         elif option.startswith(("uidmap=", "gidmap=")):
             raise Unimplemented(f'id-mapped mounts (option "{option}")')
         elif option == "loop":
-            raise Unimplemented("loop devices: mount an attached block device without the option loop")
+            loop = True
         elif option and option != "defaults":
             data.append(option)
-    return Options(flags, cleared, propagation, tuple(data))
+    return Options(flags, cleared, propagation, tuple(data), loop)
 
 
 def split_lowers(value: str) -> tuple[list[str], list[str]]:

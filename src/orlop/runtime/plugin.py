@@ -94,7 +94,8 @@ async def _tasks(context: InitContext) -> Any:
     context.meta.platforms = [platform.host()]
     context.meta.exports["log-uri-schemes"] = "fifo,binary,binary-v2,file"
     runtime_root = str(context.daemon.state / "runc")
-    manager = TaskManager(metadata.containers, metadata.content, shims, runtime, runtime_root)
+    mounts = context.get(PluginType.MOUNT_MANAGER)
+    manager = TaskManager(metadata.containers, metadata.content, shims, runtime, runtime_root, mounts=mounts)
     context.closing.append(manager.close)
     await manager.load_existing()
     return manager

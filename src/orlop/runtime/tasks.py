@@ -19,9 +19,11 @@ from orlop.api.runtime.task.v3 import shim_pb2
 from orlop.api.types import introspection_pb2
 from orlop.api.types.runc.options import oci_pb2
 from orlop.core import clock, filters, identifiers
+from orlop.core.activation import MountManager
 from orlop.core.container import Container, ContainerStore
 from orlop.core.content import ContentStore
 from orlop.core.descriptor import Descriptor
+from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.task import IO, Exit, Metric, NewTask, Process, ProcessInfo, Status
 from orlop.core.typed import FEATURES_URL, Typed
@@ -42,6 +44,7 @@ from orlop.runtime.shims import ShimManager
 log = logging.getLogger(__name__)
 
 RUNC_OPTIONS = oci_pb2.Options.DESCRIPTOR.full_name
+_KEPT_BY_CONTAINER = "containerd.io/gc.bref.container"
 CHECKPOINT_OPTIONS = oci_pb2.CheckpointOptions.DESCRIPTOR.full_name
 
 
@@ -59,12 +62,15 @@ class TaskManager:
         shims: ShimManager,
         runtime: OciRuntimes | None = None,
         runtime_root: str = "",
+        *,
+        mounts: MountManager | None = None,
     ) -> None:
         self._containers = containers
         self._content = content
         self._shims = shims
         self._runtime = runtime or OciRuntime("runc")
         self._runtime_root = runtime_root
+        self._mounts = mounts
         self._busy: set[tuple[str, str]] = set()
         self._owner = Owner()
 
@@ -84,7 +90,7 @@ class TaskManager:
             return await self._create(scope, container, new, restore, made)
         except BaseException as error:
             # The name is free again only when nothing is left; that goes on even if this call is given up.
-            await self._owner.finish(self._undo(key, made, error), f"undoing task {container.id}")
+            await self._owner.finish(self._undo(scope, container.id, made, error), f"undoing task {container.id}")
             raise
         finally:
             if made.shim is not None and self._shims.find(*key) is made.shim:
@@ -102,6 +108,7 @@ class TaskManager:
         making = asyncio.to_thread(self._shims.bundles.create, scope.namespace, container.id, spec)
         made.making = self._owner.start(making, f"bundle of {container.id}")
         made.bundle = await asyncio.shield(made.making)
+        rootfs = await self._activated(scope, container.id, new.rootfs)
         starting = self._shims.start(made.bundle, made.binary, options, spec)
         made.starting = self._owner.start(starting, f"shim of {container.id}")
         try:
@@ -111,7 +118,7 @@ class TaskManager:
         request = shim_pb2.CreateTaskRequest(
             id=container.id,
             bundle=str(made.bundle.path),
-            rootfs=common.mounts(new.rootfs),
+            rootfs=common.mounts(rootfs),
             terminal=new.io.terminal,
             stdin=new.io.stdin,
             stdout=new.io.stdout,
@@ -129,6 +136,24 @@ class TaskManager:
         faults.point("runtime.task.created")
         self._shims.add(made.shim)
         return answer.pid
+
+    async def _activated(self, scope: Scope, id: str, rootfs: Sequence[Mount]) -> Sequence[Mount]:
+        """What a shim is to mount once the mount manager has done its part. The activation has the task's name; it goes
+        with the container, and a task made again finds it."""
+        if self._mounts is None:
+            return rootfs
+        try:
+            labels = {_KEPT_BY_CONTAINER: id}
+            return (await self._mounts.activate(scope, id, rootfs, labels=labels)).system
+        except Unimplemented:
+            return rootfs  # nothing in it needs the manager
+        except AlreadyExists:
+            return (await self._mounts.info(scope, id)).system
+
+    async def _deactivate(self, scope: Scope, id: str) -> None:
+        if self._mounts is not None:
+            with contextlib.suppress(NotFound):
+                await self._mounts.deactivate(scope, id)
 
     def _with_defaults(self, options: Typed | None, spec: bytes | None) -> Typed | None:
         """The options with the runtime for this host, and its state below ours, where they name none.
@@ -148,7 +173,8 @@ class TaskManager:
         filled.root = filled.root or self._runtime_root
         return common.pack(filled)
 
-    async def _undo(self, key: tuple[str, str], made: _Made, error: BaseException) -> None:
+    async def _undo(self, scope: Scope, id: str, made: _Made, error: BaseException) -> None:
+        key = (scope.namespace, id)
         try:
             await made.settle()
             if made.shim is not None:
@@ -159,8 +185,10 @@ class TaskManager:
                     await self._shims.forget(made.bundle)
                 else:
                     await self._shims.discard(made.bundle, made.binary.path)
+            if made.bundle is not None:
+                await self._deactivate(scope, id)
         except Exception:
-            log.exception("task %s cannot be undone", key[1])
+            log.exception("task %s cannot be undone", id)
         finally:
             self._busy.discard(key)
 
@@ -172,9 +200,9 @@ class TaskManager:
     async def delete(self, scope: Scope, container_id: str) -> Exit:
         shim = await self._shim(scope, container_id)
         # Once the shim has deleted its container the rest must follow, whether or not the caller still waits.
-        return await self._owner.finish(self._delete(shim), f"deletion of task {container_id}")
+        return await self._owner.finish(self._delete(scope, shim), f"deletion of task {container_id}")
 
-    async def _delete(self, shim: Shim) -> Exit:
+    async def _delete(self, scope: Scope, shim: Shim) -> Exit:
         async with shim.lock:
             if self._shims.find(*shim.key) is not shim:
                 raise NotFound.verbatim(f"task {shim.id} not found")
@@ -187,6 +215,7 @@ class TaskManager:
                 raise error.within("failed to delete task") from None
             faults.point("runtime.task.deleted")
             await self._shims.end(shim)
+            await self._deactivate(scope, shim.id)
         if answer is None:
             raise missing.within("failed to delete task")
         return Exit(answer.exit_status, wire.exited_at(answer.exited_at), answer.pid, shim.id)

@@ -129,6 +129,10 @@ def _leases(context: InitContext) -> Any:
     return context.get_by_id(T.LEASE, "manager")
 
 
+def _mounts(context: InitContext) -> Any:
+    return context.get_by_id(T.MOUNT_MANAGER, "bolt")
+
+
 def _exchange(context: InitContext) -> Any:
     return context.get(T.EVENT)
 
@@ -159,6 +163,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _of("images", "Images", "ImagesService", _noun("images"), T.SERVICE),
     _grpc("introspection", (T.SERVICE,), _introspection_grpc),
     _of("leases", "Leases", "LeasesService", _leases, T.LEASE),
+    _of("mounts", "Mounts", "MountsService", _mounts, T.MOUNT_MANAGER),
     _of("namespaces", "Namespaces", "NamespacesService", _noun("namespaces"), T.SERVICE),
     _of("sandboxes", "Store", "SandboxStoreService", _sandboxes, T.SANDBOX_STORE),
     _of("snapshots", "Snapshots", "SnapshotsService", _noun("snapshots"), T.SERVICE),

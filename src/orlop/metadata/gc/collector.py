@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +65,15 @@ class Collector:
         snapshots: SnapshotFiles,
         content: ContentFiles,
         *,
+        others: Sequence[Callable[[], Awaitable[None]]] = (),
         now: Callable[[], int] = clock.now,
     ) -> None:
         self._db = db
         self._publisher = publisher
         self._snapshots = snapshots
         self._content = content
+        self._others = others
+        """What else frees things without a record. It comes first: mounts keep snapshots busy."""
         self._now = now
 
     async def collect(self) -> Collection:
@@ -119,6 +122,11 @@ class Collector:
 
     async def _free(self) -> None:
         """Frees files without a record. What one refuses is logged and left for the next run."""
+        for free in self._others:
+            try:
+                await free()
+            except Exception:
+                _LOGGER.exception("freeing what was collected")
         for snapshotter in self._snapshots.snapshotters:
             try:
                 await self._snapshots.cleanup(snapshotter)

@@ -20,10 +20,11 @@ TABLES = {
     "ingests": Kind.INGEST,
     "containers": Kind.CONTAINER,
     "sandboxes": Kind.SANDBOX,
+    "mounts": Kind.MOUNT,
 }
 """The tables of nodes. Rows of containers and sandboxes are never collected."""
 
-COLLECTABLE = ("leases", "images", "blobs", "snapshots", "ingests")
+COLLECTABLE = ("leases", "images", "blobs", "snapshots", "ingests", "mounts")
 
 # Leases come before their resources.
 _COLUMNS = {
@@ -35,6 +36,7 @@ _COLUMNS = {
     "snapshots": ("row", "namespace", "snapshotter", "name", "parent", "labels"),
     "containers": ("row", "namespace", "id", "labels", "snapshotter", "snapshot_key"),
     "sandboxes": ("row", "namespace", "id", "labels"),
+    "mounts": ("row", "namespace", "name", "labels", "lease", "active"),
 }
 
 _labels = msgspec.json.Decoder(dict[str, str])
@@ -182,6 +184,14 @@ class Graph:
         node = Node(Kind.SANDBOX, namespace, id)
         self._add(node, "sandboxes", row, labels)
         self.roots.append(node)
+
+    def _add_mounts(self, row: int, namespace: str, name: str, labels: str, lease: str, active: str | None) -> None:
+        node = Node(Kind.MOUNT, namespace, name)
+        self._add(node, "mounts", row, labels)
+        if lease:
+            self.edges[Node(Kind.LEASE, namespace, lease)].append(node)
+        if active is None:  # it is being made
+            self.roots.append(node)
 
 
 def _resource(namespace: str, type: str, id: str) -> Node:

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     INGEST = "ingest"
     CONTAINER = "container"
     SANDBOX = "sandbox"
+    MOUNT = "mount"
 
 
 class Node(NamedTuple):
@@ -68,7 +69,7 @@ def of_labels(namespace: str, labels: Mapping[str, str]) -> References:
         if not key.startswith(_PREFIX) or not value:
             continue
         if key.startswith(_REF):
-            node = _target(namespace, key[len(_REF) :], value, (Kind.CONTENT, Kind.IMAGE))
+            node = _target(namespace, key[len(_REF) :], value, (Kind.CONTENT, Kind.IMAGE, Kind.MOUNT))
             if node is not None:
                 found.keeps.append(node)
         elif key.startswith(_BREF):
