@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +159,36 @@ async def test_nothing_is_left_open(tmp_path: Path, install: Install) -> None:
         await verifier(tmp_path).verify(NAME, TARGET)
     assert len(os.listdir("/proc/self/fd")) == before
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+async def test_the_example_allows_what_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tmp_path / "policy.d"
+    (policy / "signatures").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "examples" / "signature-verifier", tmp_path / "bin" / "signature")
+    monkeypatch.setenv("IMAGE_POLICY", str(policy))
+    (policy / "policy").write_text(
+        "# a comment\nexample.org/open/* allow\nexample.org/shut/* deny\nexample.org/* team.pem\n"
+    )
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", tmp_path / "key")
+    openssl("ec", "-in", tmp_path / "key", "-pubout", "-out", policy / "team.pem")
+
+    async def judged(name: str) -> str:
+        judgement = await verifier(tmp_path).verify(name, TARGET)
+        return f"{judgement.ok}: {judgement.reason}"
+
+    refused = "False: verifier signature rejected image (exit code 1): "
+    assert await judged("example.org/app:1") == f"{refused}example.org/*: no signature of {TARGET.digest}"
+    signature = policy / "signatures" / f"{TARGET.digest.partition(':')[2]}.sig"
+    openssl("dgst", "-sha256", "-sign", tmp_path / "key", "-out", signature, stdin=TARGET.digest)
+    assert await judged("example.org/app:1") == "True: signature => example.org/*: signed by team.pem"
+    openssl("dgst", "-sha256", "-sign", tmp_path / "key", "-out", signature, stdin=TARGET.digest + " ")
+    assert (await judged("example.org/app:1")).endswith("is not by team.pem")
+    assert (await judged("example.org/open/app:1")).startswith("True: ")
+    assert await judged("example.org/shut/app:1") == f"{refused}example.org/shut/*: denied by the policy"
+    assert await judged("docker.io/library/x:1") == f"{refused}no line of the policy fits docker.io/library/x:1"
+
+
+def openssl(*arguments: str | Path, stdin: str = "") -> None:
+    subprocess.run(["openssl", *arguments], input=stdin.encode(), capture_output=True, check=True)
