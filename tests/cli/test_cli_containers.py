@@ -115,7 +115,7 @@ def test_one_that_fails_does_not_keep_others_from_being_done(orlop: Orlop, conta
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nosuch", "{name}"], "Import it with 'orlop import'"),
+        (["run", "--pull", "never", "nosuch", "{name}"], "Get it with 'orlop pull'"),
         (["run", "busybox", "bad/id"], "bad/id"),
         (["run", "-m", "1q", "busybox", "{name}"], "size '1q': not of the form 64m or 1g"),
         (["run", "-v", "/tmp", "busybox", "{name}"], "volume '/tmp': not of the form SOURCE:TARGET[:ro]"),

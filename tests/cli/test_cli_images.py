@@ -198,8 +198,41 @@ def test_mistakes_in_the_command_have_status_2() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "run", "ps", "exec", "kill", "rm", "import", "images", "rmi", "tag", "events", "info", "image"]
-    + [f"image {verb}" for verb in ("import", "ls", "rm", "tag", "inspect", "history", "tree", "convert")],
+    [
+        "",
+        "run",
+        "ps",
+        "exec",
+        "kill",
+        "rm",
+        "import",
+        "images",
+        "rmi",
+        "tag",
+        "pull",
+        "login",
+        "logout",
+        "events",
+        "info",
+        "image",
+    ]
+    + [
+        f"image {verb}"
+        for verb in (
+            "pull",
+            "push",
+            "save",
+            "load",
+            "import",
+            "ls",
+            "rm",
+            "tag",
+            "inspect",
+            "history",
+            "tree",
+            "convert",
+        )
+    ],
 )
 def test_every_command_explains_itself_without_a_client(command: str) -> None:
     script = (

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import busybox_image
 import pytest
+import real_registry
 from images_world import archive_of, entries_of
 from real_daemon import Daemon, end_leftovers
 
@@ -102,6 +103,18 @@ def test_a_container_runs_from_an_encrypted_layer(daemon: Daemon) -> None:
     assert (done.stdout.decode(), done.returncode) == (f"{NAME}\n", 0), done.stderr
     done = orlop(daemon, "run", "--rm", NAME, f"secret-{os.getpid()}", "echo", "decrypted")
     assert (done.stdout, done.returncode) == (b"decrypted\n", 0), done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry")
+def test_an_encrypted_layer_is_unpacked_while_it_is_pulled(daemon: Daemon, tmp_path: Path) -> None:
+    archive = encrypted(busybox_image.oci_layout(NAME), daemon.work / "key")
+    with real_registry.serve(tmp_path / "registry") as registry:
+        reference = f"{registry.address}/secret:1"
+        assert orlop(daemon, "import", "-q", "--no-unpack", "-", stdin=archive).returncode == 0
+        daemon.ctr("images", "push", "--plain-http", reference, NAME)
+        assert orlop(daemon, "rmi", "-q", NAME).returncode == 0
+        done = orlop(daemon, "run", "--rm", reference, f"secret-{os.getpid()}", "echo", "decrypted")
+        assert (done.stdout, done.returncode) == (b"decrypted\n", 0), done.stderr
 
 
 def test_without_its_key_an_image_is_told_to_be_wrong_and_nothing_is_left(daemon: Daemon) -> None:

@@ -17,6 +17,7 @@ from orlop.cli.each import each
 from orlop.client import Client
 from orlop.client import run as running
 from orlop.client.streams import Streams
+from orlop.core.image import Image
 from orlop.core.task import NewTask, Process, Status
 from orlop.core.typed import PROCESS_URL, Typed
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound
@@ -46,6 +47,7 @@ async def run(
     read_only: bool,
     net_host: bool,
     runtime: str,
+    pull: str = "missing",
 ) -> int:
     if detach and remove:
         raise InvalidArgument.verbatim("--rm and --detach exclude each other: nobody would be there to remove it")
@@ -67,10 +69,7 @@ async def run(
         labels=dict(_pair(text) for text in label),
         runtime=runtime,
     )
-    try:
-        found = await client.image(image)
-    except NotFound as error:
-        raise NotFound.verbatim(f"{error}\nImport it with 'orlop import'; 'orlop images' lists what is here.") from None
+    found = await _image(client, image, pull)
     try:
         container = await running.create(client, found, id, options)
     except AlreadyExists as error:
@@ -92,6 +91,21 @@ async def run(
     finally:
         if remove or not started:
             await asyncio.shield(_clear(client, id))
+
+
+async def _image(client: Client, name: str, pull: str) -> Image:
+    """The image to run, pulled where `pull` (`never`, `missing`, `always`) says so. Progress is on standard error."""
+    if pull != "always":
+        try:
+            return await client.image(name)
+        except NotFound as error:
+            if pull == "never":
+                raise NotFound.verbatim(
+                    f"{error}\nGet it with 'orlop pull' or 'orlop import'; 'orlop images' lists what is here."
+                ) from None
+    from orlop.cli import transfers
+
+    return await transfers.pull(client, name, options=transfers.registry_options())
 
 
 async def execute(

@@ -60,6 +60,13 @@ def info(target: Target) -> None:
 @click.option("--read-only", is_flag=True, help="Make the root file system read-only.")
 @click.option("--net-host", is_flag=True, help="Share the host's network.")
 @click.option("--runtime", default="", help="The runtime, by name or path of a shim.")
+@click.option(
+    "--pull",
+    type=click.Choice(["missing", "always", "never"]),
+    default="missing",
+    show_default=True,
+    help="Whether to pull IMAGE first.",
+)
 @click.argument("image")
 @click.argument("id")
 @click.argument("command", nargs=-1)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orlop.cli import signals
 from orlop.errors import OrlopError, Unavailable
 
 if TYPE_CHECKING:
     from orlop.client import Client
 
-# The client, and what a command needs, is imported when it runs: help and mistakes in a command should not wait for it.
+# The client, and what a command needs, is imported when it runs: help and mistakes in a command should not wait for
+# it. So is asyncio, which takes as long to import as all that help needs.
 Command = Callable[["Client"], Awaitable[int | None]]
 
 
@@ -31,6 +28,8 @@ class Target:
 
     def run(self, command: Command) -> None:
         """Runs `command` with a client; ends the program with its status, or with an error that says what to do."""
+        import asyncio
+        import signal
 
         told: list[int] = []
         try:
@@ -47,6 +46,9 @@ class Target:
         sys.exit(status or 0)
 
     async def _main(self, command: Command, told: list[int]) -> int | None:
+        import asyncio
+
+        from orlop.cli import signals
         from orlop.client import connect
 
         task = asyncio.current_task()
@@ -57,6 +59,8 @@ class Target:
 
     def _unreachable(self) -> str:
         """Why the daemon cannot be reached, and what to do; empty if it can."""
+        import socket
+
         from orlop.client.client import DEFAULT_ADDRESS
 
         address = (self.address or DEFAULT_ADDRESS).removeprefix("unix://")
@@ -70,6 +74,23 @@ class Target:
                     hint = "The daemon's socket is for its owner and group: use sudo, or have its gid configured."
                 return f"cannot reach the daemon at {address}: {reason.lower()}\n{hint}"
         return ""
+
+
+def alone(work: Callable[[], Awaitable[int | None]]) -> None:
+    """Runs what needs no daemon; ends the program as `Target.run` does."""
+    import asyncio
+    import signal
+
+    async def main() -> int | None:
+        return await work()
+
+    try:
+        status = asyncio.run(main())
+    except OrlopError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(status or 0)
 
 
 def fail(message: str) -> None:

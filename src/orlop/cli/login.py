@@ -1,0 +1,76 @@
+"""Logging in to registries: a credential is tried, then kept where docker's client keeps them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from orlop.core.registry import Credential
+from orlop.errors import InvalidArgument
+from orlop.registry import docker_config, login
+from orlop.registry.docker_config import DockerConfig
+from orlop.registry.hosts import DOCKER
+
+_SECRET_LIMIT = 64 << 10
+
+
+class _Given:
+    """A credential, whoever asks; `asked` tells whether anybody has."""
+
+    def __init__(self, credential: Credential) -> None:
+        self._credential = credential
+        self.asked = False
+
+    async def of(self, host: str, reference: str, challenges: Sequence[str]) -> Credential:
+        self.asked = True
+        return self._credential
+
+
+def _file() -> DockerConfig:
+    return DockerConfig(docker_config.default_path(os.environ))
+
+
+async def log_in(host: str, *, user: str, from_stdin: bool, hosts_dir: str, plain_http: bool) -> None:
+    host = host or DOCKER
+    user = user or _prompt("User")
+    secret = _from_stdin() if from_stdin else _prompt(f"Password of {user} at {host}", hidden=True)
+    if not user or not secret:
+        raise InvalidArgument.verbatim("a user and a password are needed")
+    credential = Credential(user, secret)
+    given = _Given(credential)
+    await login.check(host, given, host_dir=hosts_dir, default_scheme="http" if plain_http else "")
+    if not given.asked:
+        click.echo(f"orlop: {host} asked for no credentials: these were not tried", err=True)
+    where = await _file().store(host, credential)
+    click.echo(f"Logged in to {host}; kept in {where}")
+
+
+async def log_out(host: str) -> int:
+    host = host or DOCKER
+    where = await _file().erase(host)
+    if not where:
+        click.echo(f"orlop: not logged in to {host}", err=True)
+        return 1
+    click.echo(f"Logged out of {host}; removed from {where}")
+    return 0
+
+
+def _from_stdin() -> str:
+    data = sys.stdin.buffer.read(_SECRET_LIMIT + 1)
+    if len(data) > _SECRET_LIMIT:
+        raise InvalidArgument.verbatim(f"a password of more than {_SECRET_LIMIT} bytes")
+    try:
+        return data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InvalidArgument.verbatim("the password on standard input is no UTF-8 text") from None
+
+
+def _prompt(text: str, *, hidden: bool = False) -> str:
+    if not os.isatty(0):
+        option = "--password-stdin" if hidden else "--user"
+        raise InvalidArgument.verbatim(f"no terminal to ask for the {text.partition(' ')[0].lower()} at: use {option}")
+    answer: str = click.prompt(text, hide_input=hidden, err=True)
+    return answer
