@@ -110,22 +110,23 @@ class Endpoint:
 
     async def _send(self, request: Request, scopes: Sequence[str]) -> tuple[Answer, str]:
         """The answer, and the authorization that the request had."""
-        request = replace(request, dial_timeout=self._host.dial_timeout)
+        host = self._host  # another request may find out meanwhile that it speaks http
+        request = replace(request, dial_timeout=host.dial_timeout)
         if not self._is_own(request):
             return await self._logged(request), ""
         sent = await self._authorizer.header(scopes, self._private, self._host.url)
         private = (*self._private, ("Authorization", sent)) if sent else self._private
         try:
-            return await self._logged(replace(request, private=private, tls=self._host.tls)), sent
+            return await self._logged(replace(request, private=private, tls=host.tls)), sent
         except OrlopError as error:
-            if not self._falls_back(error):
+            if not self._falls_back(host, error):
                 raise
         # The handshake failed before anything was sent. From now on it is http, without TLS first.
         self._host = replace(self._host, scheme="http", http_fallback=False)
         return await self._logged(replace(request, url=self._current(request.url), private=private)), sent
 
-    def _falls_back(self, error: OrlopError) -> bool:
-        if not self._host.http_fallback:
+    def _falls_back(self, host: Host, error: OrlopError) -> bool:
+        if not host.http_fallback:
             return False
         return speaks_http(error) or (isinstance(error, Unreachable) and not self._has_port)
 
