@@ -30,6 +30,10 @@ class TaskConfig(msgspec.Struct, kw_only=True):
     """The runtimes that our own shim serves; every other one is executed as a shim binary."""
 
 
+class RestartConfig(msgspec.Struct, kw_only=True):
+    interval: str = "10s"
+
+
 class MonitorConfig(msgspec.Struct, kw_only=True):
     no_prometheus: bool = False
 
@@ -107,6 +111,26 @@ async def _monitor(context: InitContext) -> Any:
     return context.get(PluginType.EVENT)
 
 
+async def _restarts(context: InitContext) -> Any:
+    from orlop.core import duration
+    from orlop.runtime.restart import POLICIES, RestartMonitor
+
+    config: RestartConfig = context.config
+    context.meta.capabilities += POLICIES  # clients refuse a policy that is not listed
+    metadata = context.get(PluginType.METADATA)
+    monitor = RestartMonitor(
+        metadata.namespaces,
+        metadata.containers,
+        metadata.snapshots,
+        context.get(PluginType.RUNTIME),
+        context.get(PluginType.EVENT),
+        duration.parse(config.interval) / 1e9 or 10.0,
+    )
+    context.ready.append(monitor.start)
+    context.closing.append(monitor.close)
+    return monitor
+
+
 def _drop_other_boot(bundles: Any, path: Path) -> None:
     """After a reboot every bundle is stale: its shim is gone, its pids and sockets are somebody else's."""
     current = BOOT_ID.read_text().strip()
@@ -119,6 +143,13 @@ def _drop_other_boot(bundles: Any, path: Path) -> None:
 
 REGISTRATIONS: tuple[Registration, ...] = (
     Registration(PluginType.TASK_MONITOR, "cgroups", _monitor, (PluginType.EVENT,), MonitorConfig),
+    Registration(
+        PluginType.CONTAINER_MONITOR,
+        "restart",
+        _restarts,
+        (PluginType.METADATA, PluginType.EVENT, PluginType.RUNTIME),
+        RestartConfig,
+    ),
     Registration(PluginType.SHIM, "manager", _shims, (PluginType.EVENT, PluginType.METADATA), ShimConfig),
     Registration(
         PluginType.RUNTIME,

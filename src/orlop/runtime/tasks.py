@@ -231,6 +231,14 @@ class TaskManager:
         answer = await shim.call("Delete", request, shim_pb2.DeleteResponse)
         return Exit(answer.exit_status, wire.exited_at(answer.exited_at), answer.pid, exec_id or container_id)
 
+    async def discard(self, scope: Scope, container_id: str) -> None:
+        """Ends a task by force, whether or not its container is still known. Nothing happens without a task."""
+        shim = self._shims.find(scope.namespace, container_id)
+        if shim is not None and not shim.dead:
+            async with shim.lock:
+                if self._shims.find(*shim.key) is shim:
+                    await self._owner.finish(self._shims.end(shim, force=True), f"end of task {container_id}")
+
     async def get(self, scope: Scope, container_id: str, exec_id: str = "") -> Process:
         shim = await self._shim(scope, container_id)
         try:
