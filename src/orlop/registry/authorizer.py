@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from orlop.core.registry import Credential, Credentials
-from orlop.errors import Unimplemented
 from orlop.registry.challenges import Challenge, parse_challenges
 from orlop.registry.failures import Denied
 from orlop.registry.hosts import Host
@@ -79,7 +78,7 @@ class Authorizer:
             if challenge.scheme == "basic":
                 return challenge
         schemes = ", ".join(printable(challenge.scheme, 40) for challenge in challenges[:5]) or "none"
-        raise Unimplemented(f"failed to find supported auth scheme (asked for: {schemes})")
+        raise Denied.verbatim(f"failed to find supported auth scheme (asked for: {schemes})")
 
 
 def _said(challenge: Challenge) -> str:

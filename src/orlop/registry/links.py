@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 
 from orlop.registry.transport import origin
 
-_LINK = re.compile(r"[ \t,]*<([^<>]*)>([^<>,]*(?:\"[^\"]*\"[^<>,]*)*)")
+_LINK = re.compile(r"<([^<>]*)>([^<>,\"]*(?:\"[^\"]*\"[^<>,\"]*)*)")
 _NEXT = re.compile(r";[ \t]*rel[ \t]*=[ \t]*(?:\"[^\"]*\bnext\b[^\"]*\"|next)[ \t]*(?:;|$)", re.IGNORECASE | re.ASCII)
 _LIMIT = 8 << 10
 
