@@ -155,11 +155,14 @@ def test_content_is_edited_by_an_editor(daemon: Daemon, tmp_path: Path, name: st
     editor.write_text("#!/bin/sh\necho more >> $1\n")
     editor.chmod(0o755)
     digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-    daemon.ctr("content", "ingest", name, stdin=name.encode())
-    daemon.ctr("content", "label", digest, "containerd.io/gc.root=test")
+    # A collection that another test has caused may come before the label that keeps the blob.
+    for _ in range(10):
+        daemon.ctr("content", "ingest", name, stdin=name.encode())
+        if not daemon.ctr("content", "label", digest, "containerd.io/gc.root=test", check=False).returncode:
+            break
     edited = daemon.ctr("content", "edit", "--editor", editor, digest).stdout.strip()
     assert edited == f"sha256:{hashlib.sha256(name.encode() + b'more' + bytes([10])).hexdigest()}"
-    daemon.ctr("content", "rm", digest, edited)
+    daemon.ctr("content", "rm", digest)
 
 
 def test_pruning_references_drops_the_layers_of_an_unpacked_image(
