@@ -24,6 +24,7 @@ class Daemon:
     arguments: list[str] = field(default_factory=list)
     namespace: str = "default"
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -40,6 +41,7 @@ class Daemon:
             ],
             stderr=log,
             stdout=log,
+            env=os.environ | self.environment,
         )
         self.await_answer()
 

@@ -31,6 +31,7 @@ from orlop.runtime.names import ShimBinaries, ShimBinary
 from orlop.runtime.owner import Owner
 from orlop.runtime.shim import Shim
 from orlop.runtime.shimlog import ShimLog
+from orlop.runtime.sockets import remove_dead
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class ShimManager:
             shim.kill()
         await shim.close()
         await self.forget(shim.bundle)
+        await asyncio.to_thread(remove_dead, shim.bootstrap.address)
         if self._shims.get(shim.key) is shim:
             del self._shims[shim.key]
 
@@ -178,6 +180,7 @@ class ShimManager:
         if binary:
             await self._run_delete(bundle, binary)
         await self.forget(bundle)
+        await asyncio.to_thread(remove_dead, self._own_address(bundle))
 
     async def load_existing(self, runtime_of: RuntimeOf) -> None:
         """Connects to the shims that an earlier daemon started; those that cannot be reached are cleared away."""
@@ -203,14 +206,13 @@ class ShimManager:
         recorded = bundle.bootstrap()
         if recorded is None:
             # The shim may have been started just before its address was written; the naming rule tells it.
-            path = socket_path(self.settings.socket_dir, self.settings.grpc_address, bundle.namespace, bundle.id)
-            recorded = Bootstrap(contract.MAX_VERSION, f"unix://{path}")
+            recorded = Bootstrap(contract.MAX_VERSION, self._own_address(bundle))
         self._open_log(bundle)
         try:
             client = await Client.connect(recorded.address, self.limits.load)
         except OrlopError as error:
             log.info("shim of %s is gone (%s): its container is cleared away", bundle.path, error)
-            await self._bury(bundle, binary)
+            await self._bury(bundle, binary, recorded.address)
             return
         shim = Shim(bundle, recorded, binary, client)
         try:
@@ -227,7 +229,7 @@ class ShimManager:
             if not shim.is_running:
                 log.info("shim of %s is gone (%s): its container is cleared away", bundle.path, error)
                 await shim.close()
-                await self._bury(bundle, binary)
+                await self._bury(bundle, binary, recorded.address)
                 return
             log.warning("shim of %s: %s", bundle.path, error)
         self.add(shim)
@@ -247,19 +249,20 @@ class ShimManager:
         try:
             shim.kill()
             await shim.close()
-            await self._bury(shim.bundle, shim.binary)
+            await self._bury(shim.bundle, shim.binary, shim.bootstrap.address)
         finally:
             if self._shims.get(shim.key) is shim:
                 del self._shims[shim.key]
             shim.buried.set()
 
-    async def _bury(self, bundle: Bundle, binary: str) -> None:
+    async def _bury(self, bundle: Bundle, binary: str, address: str) -> None:
         """Removes the container of a dead shim and tells of its exit and deletion."""
         answer = await self._run_delete(bundle, binary)
         try:
             await self.forget(bundle)
         except (OSError, OrlopError):
             log.exception("bundle %s cannot be removed", bundle.path)
+        await asyncio.to_thread(remove_dead, address)
         exited_at = common.timestamp(wire.exited_at(answer.exited_at) if answer.pid else clock.now())
         status = answer.exit_status or _KILLED
         exit = events.TaskExit(
@@ -275,6 +278,11 @@ class ShimManager:
         except OrlopError as error:
             log.warning("%s delete of %s: %s", binary or "shim", bundle.path, error)
             return shim_pb2.DeleteResponse(exit_status=_NOT_CLEANED)
+
+    def _own_address(self, bundle: Bundle) -> str:
+        """Where the shim of a container that is in no group listens."""
+        path = socket_path(self.settings.socket_dir, self.settings.grpc_address, bundle.namespace, bundle.id)
+        return f"unix://{path}"
 
     def _is_shared(self, shim: Shim) -> bool:
         address = shim.bootstrap.address

@@ -195,7 +195,9 @@ class TaskManager:
     async def start(self, scope: Scope, container_id: str, exec_id: str = "") -> int:
         shim = await self._shim(scope, container_id)
         request = shim_pb2.StartRequest(id=container_id, exec_id=exec_id)
-        return (await shim.call("Start", request, shim_pb2.StartResponse)).pid
+        pid = (await shim.call("Start", request, shim_pb2.StartResponse)).pid
+        faults.point("runtime.task.started")
+        return pid
 
     async def delete(self, scope: Scope, container_id: str) -> Exit:
         shim = await self._shim(scope, container_id)
@@ -257,6 +259,7 @@ class TaskManager:
         shim = await self._shim(scope, container_id)
         request = shim_pb2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=everyone)
         await shim.call("Kill", request, Empty)
+        faults.point("runtime.task.killed")
 
     async def exec(self, scope: Scope, container_id: str, exec_id: str, spec: Typed | None, io: IO) -> None:
         if not exec_id:
@@ -271,6 +274,7 @@ class TaskManager:
             stderr=io.stderr, spec=common.any_of(spec),
         )  # fmt: skip
         await shim.call("Exec", request, Empty)
+        faults.point("runtime.exec.added")
 
     async def resize_pty(self, scope: Scope, container_id: str, exec_id: str, width: int, height: int) -> None:
         shim = await self._shim(scope, container_id)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orlop import faults
 from orlop.api.runtime.task.v3.shim_pb2 import CreateTaskRequest
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
@@ -92,10 +93,12 @@ class Container:
             work = options.criu_work_path or os.path.join(request.bundle, "work")
             container.restore = Restore(request.checkpoint, work)
         rootfs.mount_all(request.rootfs, container.rootfs)
+        faults.point("shim.create.mounted")
         try:
             await container._open_streams(container.init)
             if container.restore is None:
                 await container._create()
+            faults.point("shim.create.created")
         except BaseException:
             container.init.close_streams()
             container._unmount()
@@ -126,6 +129,7 @@ class Container:
             if self.init.streams is not None:
                 self.init.streams.before_start()
             await self.runtime.start(self.id)
+            faults.point("shim.start.started")
         if self.init.streams is not None:
             self.init.streams.started()
         self.init.state = RUNNING
@@ -189,6 +193,7 @@ class Container:
         if self.init.streams is not None:
             await self.init.streams.finished()
         await self.runtime.delete(self.id)
+        faults.point("shim.delete.deleted")
         self.init.close_streams()
         for process in self.execs.values():
             process.close_streams()

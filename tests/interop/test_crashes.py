@@ -1,0 +1,160 @@
+"""The daemon or a shim killed at each step of a task's life: afterwards a container is there and right, or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from real_daemon import IMAGE, Archives, Daemon
+from traces import await_no_traces, descriptors, traces
+
+from orlop.client import connect
+
+pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
+
+CREATE = (
+    "runtime.bundle.created", "runtime.shim.started", "runtime.bundle.binary", "runtime.shim.recorded",
+    "runtime.task.created",
+)  # fmt: skip
+DELETE = ("runtime.task.deleted", "runtime.bundle.aside")
+SHIM = ("shim.create.mounted", "shim.create.created", "shim.start.started", "shim.delete.deleted")
+
+
+@pytest.fixture(scope="module")
+def own(make_daemon: Callable[..., Daemon], archives: Archives) -> Daemon:
+    """A daemon that may be killed."""
+    daemon = make_daemon()
+    daemon.ctr("images", "import", archives.oci)
+    return daemon
+
+
+@pytest.fixture
+def daemon(own: Daemon) -> Iterator[Daemon]:
+    yield own
+    own.environment.clear()
+    if own.process is None or own.process.poll() is not None:
+        own.start()
+
+
+def restart(daemon: Daemon, faults: str = "") -> None:
+    """A new daemon with these faults, also in its fork server. What is left of the old one is killed."""
+    if daemon.process is not None and daemon.process.poll() is None:
+        daemon.stop()
+    daemon.environment["ORLOP_FAULTS"] = faults
+    daemon.start()
+
+
+def died(daemon: Daemon) -> bool:
+    assert daemon.process is not None
+    return daemon.process.wait(30) == -signal.SIGKILL
+
+
+def status_of(daemon: Daemon, name: str) -> str:
+    rows = [line.split() for line in daemon.ctr("tasks", "ls").stdout.splitlines()]
+    return next((row[2] for row in rows if row[0] == name), "")
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)
+
+
+async def start(daemon: Daemon, name: str) -> None:
+    """Starts a task that is created already, which `ctr` has no command for."""
+    async with connect(daemon.address) as client:
+        await client.tasks.start(client.scope, name)
+
+
+def remove(daemon: Daemon, name: str) -> None:
+    daemon.ctr("tasks", "rm", "-f", name, check=False)
+    daemon.ctr("containers", "rm", name)
+    await_no_traces(daemon, [name])
+
+
+@pytest.mark.parametrize("point", CREATE)
+def test_a_daemon_killed_while_it_creates_leaves_a_task_or_nothing(daemon: Daemon, name: str, point: str) -> None:
+    restart(daemon, f"{point}=kill")
+    daemon.ctr("run", "-d", IMAGE, name, "sleep", "600", check=False)
+    assert died(daemon)
+    restart(daemon)
+    status = status_of(daemon, name)
+    assert status == ("CREATED" if point == "runtime.task.created" else "")
+    if status:
+        asyncio.run(start(daemon, name))
+        assert status_of(daemon, name) == "RUNNING"
+    else:
+        await_no_traces(daemon, [name])
+        daemon.ctr("tasks", "start", "-d", name)  # the record is there: its task can be made now
+        assert status_of(daemon, name) == "RUNNING"
+    remove(daemon, name)
+
+
+@pytest.mark.parametrize("point", DELETE)
+def test_a_daemon_killed_while_it_deletes_has_deleted(daemon: Daemon, name: str, point: str) -> None:
+    daemon.ctr("run", "-d", IMAGE, name, "true")
+    wait_for(lambda: status_of(daemon, name) == "STOPPED", "the container's end")
+    restart(daemon, f"{point}=kill")
+    daemon.ctr("tasks", "rm", name, check=False)
+    assert died(daemon)
+    restart(daemon)
+    assert status_of(daemon, name) == ""
+    remove(daemon, name)
+
+
+def test_a_daemon_killed_after_start_exec_and_kill_finds_what_they_did(daemon: Daemon, name: str) -> None:
+    restart(daemon, "runtime.task.started=kill")
+    daemon.ctr("run", "-d", IMAGE, name, "sleep", "600", check=False)
+    assert died(daemon)
+    restart(daemon, "runtime.exec.added=kill")
+    assert status_of(daemon, name) == "RUNNING"
+    daemon.ctr("tasks", "exec", "--exec-id", "e", name, "true", check=False)
+    assert died(daemon)
+    restart(daemon, "runtime.task.killed=kill")
+    taken = daemon.ctr("tasks", "exec", "--exec-id", "e", name, "true", check=False)
+    assert "id e: already exists" in taken.stderr
+    assert daemon.ctr("tasks", "exec", "--exec-id", "f", name, "echo", "in").stdout == "in\n"
+    daemon.ctr("tasks", "kill", "-s", "KILL", name, check=False)
+    assert died(daemon)
+    restart(daemon)
+    wait_for(lambda: status_of(daemon, name) == "STOPPED", "the container's end")
+    assert "exit code 137" in daemon.ctr("tasks", "rm", name).stderr
+    remove(daemon, name)
+
+
+@pytest.mark.parametrize("point", SHIM)
+def test_a_shim_killed_at_any_step_leaves_nothing(daemon: Daemon, name: str, point: str) -> None:
+    restart(daemon, f"{point}=kill")
+    try:
+        daemon.ctr("run", "-d", IMAGE, name, "true", check=False)
+        if point == "shim.delete.deleted":
+            wait_for(lambda: status_of(daemon, name) == "STOPPED", "the container's end")
+            daemon.ctr("tasks", "rm", name, check=False)
+        wait_for(lambda: status_of(daemon, name) == "", "the task goes")
+        await_no_traces(daemon, [name])
+    finally:
+        restart(daemon)
+    daemon.ctr("tasks", "start", name)
+    remove(daemon, name)
+
+
+def test_two_hundred_containers_of_sixteen_callers_leave_nothing(daemon: Daemon, name: str) -> None:
+    def once(number: int) -> int:
+        command = ("sh", "-c", f"exit {number % 100}")
+        return daemon.ctr("run", "--rm", IMAGE, f"{name}-{number}", *command, check=False).returncode
+
+    ids = [f"{name}-{number}" for number in range(200)]
+    with ThreadPoolExecutor(16) as callers:
+        statuses = list(callers.map(once, range(40)))
+        wait_for(lambda: not traces(daemon, ids), "the first are gone")
+        before = descriptors(daemon)  # after as many callers as there will be: each reader of the database keeps one
+        statuses += callers.map(once, range(40, 200))
+    assert statuses == [number % 100 for number in range(200)]
+    await_no_traces(daemon, ids)
+    wait_for(lambda: len(descriptors(daemon)) <= len(before), f"as few descriptors as before: {before}")
+    assert daemon.ctr("containers", "ls", "-q").stdout == ""
