@@ -23,7 +23,7 @@ def traces(daemon: Daemon, ids: Iterable[str]) -> dict[str, list[str]]:
     ]  # fmt: skip
     found = {
         "shims": [str(pid) for pid in shims_of(work)],
-        "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if work in line],
+        "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {state}/" in line],
         "cgroups": [str(path) for path in _cgroups(daemon.namespace) if path.name in ids],
         "files": [str(path) for path in files if path.name.removeprefix(".") in ids],
         "sockets": [

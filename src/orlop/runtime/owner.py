@@ -27,16 +27,21 @@ class Owner:
         """Runs `work` to its end even if the caller is cancelled meanwhile; the caller's cancellation still holds."""
         return await asyncio.shield(self.start(work, name))
 
-    async def drain(self) -> None:
-        """Waits for everything that was started."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+    async def drain(self, timeout: float) -> None:
+        """Waits for everything that was started; what is not done in `timeout` seconds is cancelled."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while self._tasks and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)
+        for task in self._tasks:
+            log.warning("%s is not done: it is given up", task.get_name())
+        await self.close()
 
     async def close(self) -> None:
         """Cancels what is left, and waits for it."""
         for task in self._tasks:
             task.cancel()
-        await self.drain()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -119,16 +119,37 @@ class ShimManager:
             bootstrap, pid = await self._fork(bundle, binary, options, group_of(spec, bundle.id))
         else:
             bootstrap = await contract.start(binary.path, bundle, options, self.settings)
-        faults.point("runtime.shim.started")
-        bundle.write_bootstrap(bootstrap, binary.path)
-        faults.point("runtime.shim.recorded")
-        client = await Client.connect(bootstrap.address, contract.START_TIMEOUT)
+        try:
+            faults.point("runtime.shim.started")
+            bundle.write_bootstrap(bootstrap, binary.path)
+            faults.point("runtime.shim.recorded")
+            client = await Client.connect(bootstrap.address, contract.START_TIMEOUT)
+        except (OSError, OrlopError):
+            await self._abandon(bundle, bootstrap, binary, pid)
+            raise
         shim = Shim(bundle, bootstrap, binary.path, client)
-        if pid:
-            shim.adopt(pid)
-        else:
-            await shim.identify(self.limits.load)
+        try:
+            if pid:
+                shim.adopt(pid)
+            else:
+                await shim.identify(self.limits.load)
+        except OrlopError:
+            await shim.close()
+            await self._abandon(bundle, bootstrap, binary, pid)
+            raise
         return shim
+
+    async def _abandon(self, bundle: Bundle, bootstrap: Bootstrap, binary: ShimBinary, pid: int) -> None:
+        """Ends a shim that has started and cannot be used, as far as it can be reached."""
+        with contextlib.suppress(OrlopError):
+            client = await Client.connect(bootstrap.address, self.limits.shutdown)
+            shim = Shim(bundle, bootstrap, binary.path, client)
+            shim.adopt(pid)
+            if not await shim.shut_down(self.limits.shutdown):
+                shim.kill()
+            await shim.close()
+        await self._run_delete(bundle, binary.path)
+        await asyncio.to_thread(remove_dead, bootstrap.address)
 
     def add(self, shim: Shim) -> None:
         """Makes the shim known, and watches it from now on."""

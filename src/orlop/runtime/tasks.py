@@ -43,6 +43,9 @@ from orlop.runtime.shims import ShimManager
 
 log = logging.getLogger(__name__)
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds that a daemon that ends waits for deletions under way."""
+
 RUNC_OPTIONS = oci_pb2.Options.DESCRIPTOR.full_name
 _KEPT_BY_CONTAINER = "containerd.io/gc.bref.container"
 CHECKPOINT_OPTIONS = oci_pb2.CheckpointOptions.DESCRIPTOR.full_name
@@ -382,8 +385,8 @@ class TaskManager:
         await self._shims.load_existing(runtime_of)
 
     async def close(self) -> None:
-        """Finishes the deletions under way. Tasks run on."""
-        await self._owner.drain()
+        """Finishes the deletions under way, unless a shim does not answer. Tasks run on."""
+        await self._owner.drain(CLOSE_TIMEOUT)
 
     async def _shim(self, scope: Scope, container_id: str) -> Shim:
         await self._containers.get(scope, container_id)
