@@ -1,4 +1,4 @@
-"""A shim binary that does what a test orders: `script()` writes it; it follows the contract except where told not to."""
+"""A shim binary that does what a test orders. It follows the contract except where told not to."""
 
 from __future__ import annotations
 
