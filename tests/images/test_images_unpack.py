@@ -48,7 +48,13 @@ class Snapshots:
         return [Mount("bind", f"/x/{key}")]
 
     async def commit(
-        self, scope: Scope, snapshotter: str, name: str, key: str, labels: Mapping[str, str] | None = None
+        self,
+        scope: Scope,
+        snapshotter: str,
+        name: str,
+        key: str,
+        labels: Mapping[str, str] | None = None,
+        parent: str = "",
     ) -> None:
         if name in self.infos:
             raise AlreadyExists(f"snapshot {name}")

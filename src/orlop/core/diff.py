@@ -9,6 +9,14 @@ from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.typed import Typed
+from orlop.errors import Unimplemented
+
+LOOSE = "orlop.loose"
+"""An option of an overlay that has no lower directories yet: a layer that needs to see them cannot be applied."""
+
+
+class NeedsLower(Unimplemented):
+    """A layer that takes something from those below it was to be applied where they are not there yet (`LOOSE`)."""
 
 
 class Differ(Protocol):
@@ -23,7 +31,7 @@ class Differ(Protocol):
     ) -> Descriptor:
         """Unpacks `layer` from the content store onto `mounts`; the answer's digest is the diff id.
 
-        Raises Unimplemented for mounts or media types of another differ.
+        Raises Unimplemented for mounts or media types of another differ, NeedsLower as `LOOSE` says.
         """
 
     async def compare(

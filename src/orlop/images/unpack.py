@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from orlop.core import clock
 from orlop.core.content import ContentInfo, ContentStore
 from orlop.core.descriptor import Descriptor
-from orlop.core.diff import Differ
+from orlop.core.diff import LOOSE, Differ, NeedsLower
+from orlop.core.group import group_of_tasks
 from orlop.core.labels import UNCOMPRESSED
 from orlop.core.mount import Mount
 from orlop.core.platform import Platform
@@ -103,14 +104,54 @@ async def unpack_chain(
     chain: Chain,
     snapshotter: str,
     apply: Apply,
+    at_once: int = 1,
 ) -> str:
-    """Unpacks the layers of `chain` that are not there by `apply`, as `unpack`."""
+    """Unpacks the layers of `chain` that are not there by `apply`, as `unpack`.
+
+    `at_once`: so many at a time, each beside the others and put in its place when those below are done. The snapshotter
+    must be able to give a snapshot its parent at its commit (capability `rebase`).
+    """
     unpacking = _Unpacking(content, snapshots, scope, chain, snapshotter, apply)
-    for number in range(len(chain.layers)):
-        await unpacking.layer(number)
+    if at_once > 1:
+        await unpacking.together(at_once)
+    else:
+        for number in range(len(chain.layers)):
+            await unpacking.layer(number)
     top = chain.ids[-1] if chain.ids else ""
     await _label(content, scope, chain.config.digest, {f"containerd.io/gc.ref.snapshot.{snapshotter}": top})
     return top
+
+
+class _Slots(asyncio.Semaphore):
+    """How many layers may be filled at a time, and whether that works for this image without those below them."""
+
+    loose_work = True
+
+
+class _Place:
+    """A layer's place above others: `ready` when those are there, `done` when it is there itself.
+
+    One that `is_loose` is filled before, by itself, for which it waits for one of the `slots`.
+    """
+
+    def __init__(
+        self, slots: _Slots | None = None, ready: asyncio.Event | None = None, *, is_loose: bool = False
+    ) -> None:
+        self.slots = slots or _Slots(1)
+        self.ready = ready or asyncio.Event()
+        self.done = asyncio.Event()
+        self.is_loose = is_loose
+        if ready is None:
+            self.ready.set()
+
+
+def _overlaid(mounts: Sequence[Mount]) -> Sequence[Mount]:
+    """A directory as the upper one of an overlay: what a layer takes away is marked there, although nothing is below
+    it yet."""
+    if len(mounts) != 1 or mounts[0].type != "bind":
+        raise NeedsLower("a layer without those below it, on anything but a directory")
+    options = [option for option in mounts[0].options if option not in ("rbind", "bind")]
+    return [Mount("overlay", "overlay", (*options, f"upperdir={mounts[0].source}", LOOSE))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +164,61 @@ class _Unpacking:
     apply: Apply
 
     async def layer(self, number: int) -> None:
-        """Makes the snapshot of a layer, if it is not there."""
+        """Makes the snapshot of a layer above those below, if it is not there."""
+        if not await self._is_there(self.chain.ids[number]):
+            await self._make(number, self.chain.ids[number - 1] if number else "", _Place())
+
+    async def together(self, at_once: int) -> None:
+        """Makes the snapshots of all layers that are not there."""
+        first = 0
+        while first < len(self.chain.ids) and await self._is_there(self.chain.ids[first]):
+            first += 1
+        slots = _Slots(at_once)
+        below = asyncio.Event()
+        below.set()
+        async with group_of_tasks() as group:
+            for number in range(first, len(self.chain.ids)):
+                place = _Place(slots, below, is_loose=number > first)
+                group.create_task(self._in_place(number, place))
+                below = place.done
+
+    async def _in_place(self, number: int, place: _Place) -> None:
+        async with place.slots:
+            is_loose = place.is_loose and place.slots.loose_work
+        try:
+            if not is_loose:
+                await place.ready.wait()
+                await self.layer(number)
+            elif not await self._is_there(self.chain.ids[number]):
+                await self._make(number, "", place)
+        except NeedsLower:
+            # Those that have begun may succeed; the others are as this one, most likely, and are not tried in vain.
+            place.slots.loose_work = False
+            await place.ready.wait()
+            await self.layer(number)
+        place.done.set()
+
+    async def _make(self, number: int, parent: str, place: _Place) -> None:
         chain_id = self.chain.ids[number]
-        if await self._is_there(chain_id):
-            return
         labels = self.chain.labels(number)
         key = f"extract-{clock.now() % 1_000_000_000}-{os.urandom(2).hex()} {chain_id}"
-        parent = self.chain.ids[number - 1] if number else ""
-        try:
-            mounts = await self.snapshots.prepare(self.scope, self.snapshotter, key, parent, labels)
-        except AlreadyExists:
-            # A snapshotter that had it somewhere else.
-            await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
-            return
-        try:
-            await self._fill(number, key, mounts)
+        below = self.chain.ids[number - 1] if place.is_loose else ""
+        async with place.slots:
             try:
-                await self.snapshots.commit(self.scope, self.snapshotter, chain_id, key, labels)
+                mounts = await self.snapshots.prepare(self.scope, self.snapshotter, key, parent, labels)
+            except AlreadyExists:
+                # A snapshotter that had it somewhere else.
+                await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
+                return
+            try:
+                await self._fill(number, key, _overlaid(mounts) if place.is_loose else mounts)
+            except BaseException:
+                await asyncio.shield(self._discard(key))
+                raise
+        try:
+            await place.ready.wait()
+            try:
+                await self.snapshots.commit(self.scope, self.snapshotter, chain_id, key, labels, parent=below)
             except AlreadyExists:
                 await self._discard(key)  # somebody else was faster
         except BaseException:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from orlop.core.diff import NeedsLower
 from orlop.errors import ResourceExhausted, Unknown
 from orlop.layers import tar, tree
 from orlop.layers.tar import Entry, TarReader
@@ -42,6 +43,8 @@ class Options:
 
     overlay: bool = False
     lowers: Sequence[str] = ()
+    loose: bool = False
+    """The lower directories come later: where one would have to be looked at, NeedsLower is raised."""
     devices: bool = True
     """Whether device nodes are made; in a user namespace they cannot be, and are left out."""
 
@@ -250,6 +253,8 @@ class _Application:
 
     def _make_parent(self, path: Path, parent: int) -> None:
         name = path[-1]
+        if self._options.loose:
+            raise NeedsLower(f"directory {shown(path)[1:]!r}, which may be in a layer below")
         os.mkdir(name, 0o755, dir_fd=parent)
         fd = self._tree.adopt(path, name, parent)
         os.fchmod(fd, 0o755)

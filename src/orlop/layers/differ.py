@@ -21,6 +21,7 @@ from orlop import faults
 from orlop.core import clock
 from orlop.core.content import ContentInfo, ContentStore, Reader, Writer
 from orlop.core.descriptor import Descriptor
+from orlop.core.diff import LOOSE
 from orlop.core.layer import LayerPlace
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
@@ -216,7 +217,9 @@ class WalkingDiffer:
         nested = application.in_user_namespace()
         upper, lowers = _overlay(mounts)
         if upper and not nested:
-            application.apply(archive, upper, application.Options(overlay=True, lowers=lowers))
+            application.apply(
+                archive, upper, application.Options(overlay=True, lowers=lowers, loose=LOOSE in mounts[0].options)
+            )
             faults.point("layers.apply.written")
             if sync_fs:
                 syncing.syncfs(upper)

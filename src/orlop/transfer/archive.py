@@ -98,7 +98,9 @@ class Archives:
             return await target.differ.apply(scope, layers[number], mounts)
 
         async with self.locks.hold((scope.namespace, target.snapshotter, chain.ids[-1])):
-            await unpack.unpack_chain(stores.content, stores.snapshots, scope, chain, target.snapshotter, apply)
+            await unpack.unpack_chain(
+                stores.content, stores.snapshots, scope, chain, target.snapshotter, apply, target.at_once
+            )
 
 
 def threaded(pieces: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:

@@ -41,7 +41,8 @@ class TransferConfig(msgspec.Struct, kw_only=True):
     concurrent_layer_fetch_buffer: int = 0
     """Accepted for containerd's sake; the plugin `registries` has the size of ranges."""
     max_concurrent_uploaded_layers: int = 3
-    max_concurrent_unpacks: int = 1
+    max_concurrent_unpacks: int = 3
+    """Layers of an image that are unpacked at a time, where the snapshotter can put them in their places later."""
     check_platform_supported: bool = False
     config_path: str = ""
     """Accepted for containerd's sake, which does not use it either: the plugin `registries` has the setting."""
@@ -100,7 +101,11 @@ def _targets(context: InitContext, config: TransferConfig) -> list[UnpackTarget]
     found = []
     for one in configured:
         try:
-            found.append(_unpack_target(context, one, check_platform=config.check_platform_supported))
+            found.append(
+                _unpack_target(
+                    context, one, check_platform=config.check_platform_supported, at_once=config.max_concurrent_unpacks
+                )
+            )
         except (NotFound, SkipPlugin) as error:
             if not one.optional:
                 raise
@@ -108,7 +113,7 @@ def _targets(context: InitContext, config: TransferConfig) -> list[UnpackTarget]
     return found
 
 
-def _unpack_target(context: InitContext, config: UnpackConfig, *, check_platform: bool) -> UnpackTarget:
+def _unpack_target(context: InitContext, config: UnpackConfig, *, check_platform: bool, at_once: int) -> UnpackTarget:
     from orlop.transfer.unpacking import UnpackTarget
 
     plugin = next(
@@ -131,6 +136,7 @@ def _unpack_target(context: InitContext, config: UnpackConfig, *, check_platform
         check_platform=check_platform,
         config_type=config.config_type,
         layer_types=config.layer_types,
+        at_once=at_once if "rebase" in plugin.meta.capabilities else 1,
         remote=plugin.meta.exports.get("enable_remote_snapshot_annotations") == "true",
     )
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from orlop.core import media
 from orlop.core.content import ContentInfo
 from orlop.core.descriptor import Descriptor
-from orlop.core.diff import StreamDiffer
+from orlop.core.diff import NeedsLower, StreamDiffer
+from orlop.core.group import group_of_tasks
 from orlop.core.image import Image
 from orlop.core.labels import MAX_SIZE
 from orlop.core.lease import Resource
@@ -29,7 +30,6 @@ from orlop.images import children, documents, select, unpack
 from orlop.transfer import naming, progress
 from orlop.transfer.arrival import Arrival
 from orlop.transfer.fetch import Fetches, Origin
-from orlop.transfer.group import group_of_tasks
 from orlop.transfer.locks import Locks
 from orlop.transfer.progress import Tracker
 from orlop.transfer.stores import Stores
@@ -224,7 +224,7 @@ class _Pull:
             async with group_of_tasks() as group:
                 layers.group = group
                 await unpack.unpack_chain(
-                    stores.content, stores.snapshots, scope, chain, target.snapshotter, layers.apply
+                    stores.content, stores.snapshots, scope, chain, target.snapshotter, layers.apply, target.at_once
                 )
         for layer in chain.layers:
             await self._note_present(layer)
@@ -308,6 +308,8 @@ class _Layers:
             return None
         try:
             return await self._differ.apply_stream(layer, follower, mounts)
+        except NeedsLower:
+            raise
         except Unimplemented:
             return None
         finally:

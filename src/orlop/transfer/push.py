@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from orlop.core import media
 from orlop.core.content import Reader
 from orlop.core.descriptor import Descriptor
+from orlop.core.group import group_of_tasks
 from orlop.core.reference import Reference
 from orlop.core.registry import Registries, Repository
 from orlop.core.scope import Scope
@@ -17,7 +18,6 @@ from orlop.errors import InvalidArgument, NotFound
 from orlop.images import children, documents, select
 from orlop.transfer import progress
 from orlop.transfer.fetch import SOURCE
-from orlop.transfer.group import group_of_tasks
 from orlop.transfer.progress import Tracker
 from orlop.transfer.stores import Stores
 

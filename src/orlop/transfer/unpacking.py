@@ -28,6 +28,8 @@ class UnpackTarget:
     """The processor must fit too, not only the operating system."""
     config_type: str = ""
     layer_types: Sequence[str] = ()
+    at_once: int = 1
+    """Layers that are unpacked at a time; more than one needs a snapshotter that can rebase."""
     remote: bool = False
     """The snapshotter may fetch layers itself and wants to know where they are."""
 
