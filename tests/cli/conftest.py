@@ -38,7 +38,8 @@ class CommandLine:
         )
         if status is not None and done.returncode != status:
             raise AssertionError(f"{result}\n{self.daemon.log()}")
-        assert "Traceback" not in result.stderr, result.stderr
+        for slip in ("Traceback", "was destroyed", "never retrieved"):
+            assert slip not in result.stderr, result.stderr
         return result
 
     def start(self, *arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:

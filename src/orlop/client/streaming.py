@@ -77,6 +77,10 @@ class ClientStream:
     async def close(self) -> None:
         """Leaves the stream: what the daemon has not taken yet, it does not get."""
         self._ended = True
+        # Where the daemon has ended the call, nothing else wakes what waits for the next message.
+        while not self._messages.empty():
+            self._messages.get_nowait()
+        self._messages.put_nowait(None)
         try:
             await self._answers.aclose()
         except (OrlopError, RuntimeError):
