@@ -10,7 +10,7 @@ import pytest
 
 from orlop.core import platform
 from orlop.core.plugin import PluginMeta
-from orlop.snapshots import probe
+from orlop.snapshots import idmap, probe
 from orlop.snapshots.plugin import REGISTRATIONS
 
 pytestmark = pytest.mark.root
@@ -44,7 +44,17 @@ async def test_a_configured_root_is_used_instead_and_overlayfs_can_rebase(tmp_pa
     given = context(tmp_path / "own", overlay.config(root_path=str(tmp_path / "else")))
     driver = await overlay.init(given)
     assert given.meta.exports["root"] == str(tmp_path / "else")
-    assert given.meta.capabilities == ["rebase"]
+    assert given.meta.capabilities[-2:] == ["only-remap-ids", "rebase"]
+    assert ("remap-ids" in given.meta.capabilities) is (idmap.why_not_mapped(tmp_path) == "")
+    await driver.close()
+
+
+async def test_clients_may_copy_where_the_configuration_says_so(tmp_path: Path) -> None:
+    (overlay,) = (registration for registration in REGISTRATIONS if registration.id == "overlayfs")
+    assert overlay.config is not None
+    given = context(tmp_path, overlay.config(slow_chown=True))
+    driver = await overlay.init(given)
+    assert "only-remap-ids" not in given.meta.capabilities
     await driver.close()
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import signal as signals
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 import msgspec
 
-from orlop.cli import attend, output
+from orlop.cli import attend, isolation, output
 from orlop.cli.each import each
 from orlop.client import Client
 from orlop.client import run as running
@@ -21,10 +20,7 @@ from orlop.core.image import Image
 from orlop.core.task import NewTask, Process, Status
 from orlop.core.typed import PROCESS_URL, Typed
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound
-from orlop.oci.spec import BindMount, SpecOptions, environment
-
-_SIZE = re.compile(r"([0-9]+)([kmgt]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
-_FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+from orlop.oci.spec import SpecOptions, environment
 
 
 async def run(
@@ -38,16 +34,14 @@ async def run(
     tty: bool,
     interactive: bool,
     env: Sequence[str],
-    volume: Sequence[str],
     workdir: str,
     user: str,
     label: Sequence[str],
-    memory: str,
-    cpus: float,
     read_only: bool,
-    net_host: bool,
     runtime: str,
     pull: str = "missing",
+    group_add: Sequence[str],
+    **flags: Any,
 ) -> int:
     if detach and remove:
         raise InvalidArgument.verbatim("--rm and --detach exclude each other: nobody would be there to remove it")
@@ -60,13 +54,11 @@ async def run(
             directory=workdir,
             terminal=tty,
             readonly_rootfs=read_only,
-            host_network=net_host,
-            memory=_bytes(memory) if memory else 0,
-            cpus=cpus,
-            mounts=[_bind(text) for text in volume],
+            **await isolation.options(client, flags),
         ),
         user=user,
-        labels=dict(_pair(text) for text in label),
+        groups=group_add,
+        labels=isolation.pairs(label, "label"),
         runtime=runtime,
     )
     found = await _image(client, image, pull)
@@ -203,27 +195,3 @@ def _signal(text: str) -> int:
         return signals.Signals[name]
     except KeyError:
         raise InvalidArgument.verbatim(f"signal {text!r}: unknown (KILL, TERM, HUP and so on, or a number)") from None
-
-
-def _bytes(text: str) -> int:
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise InvalidArgument.verbatim(f"size {text!r}: not of the form 64m or 1g")
-    return int(match.group(1)) * _FACTORS[match.group(2).lower()]
-
-
-def _bind(text: str) -> BindMount:
-    source, _, rest = text.partition(":")
-    target, _, mode = rest.partition(":")
-    if not target or mode not in ("", "ro", "rw"):
-        raise InvalidArgument.verbatim(f"volume {text!r}: not of the form SOURCE:TARGET[:ro]")
-    if not os.path.exists(source):
-        raise InvalidArgument.verbatim(f"volume {text!r}: there is no {source!r} on this host")
-    return BindMount(os.path.abspath(source), target, mode == "ro")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InvalidArgument.verbatim(f"label {text!r}: not of the form KEY=VALUE")
-    return key, value

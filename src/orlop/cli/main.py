@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orlop import __version__
-from orlop.cli import image_commands
+from orlop.cli import flags, image_commands
 from orlop.cli.target import Target
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def info(target: Target) -> None:
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
 @click.option("-e", "--env", multiple=True, help="Set a variable: KEY=VALUE.")
-@click.option("-v", "--volume", multiple=True, help="Bind a path of the host: SOURCE:TARGET[:ro].")
+@click.option("-v", "--volume", multiple=True, help="Bind a path of the host: SOURCE:TARGET[:ro,rslave...].")
 @click.option("-w", "--workdir", default="", help="The working directory.")
 @click.option("-u", "--user", default="", help="The user, by name or number: USER[:GROUP].")
 @click.option("-l", "--label", multiple=True, help="Label the container: KEY=VALUE.")
 @click.option("-m", "--memory", default="", help="Limit memory: 64m, 1g.")
 @click.option("--cpus", type=float, default=0.0, help="Limit processors: 0.5.")
 @click.option("--read-only", is_flag=True, help="Make the root file system read-only.")
-@click.option("--net-host", is_flag=True, help="Share the host's network.")
+@flags.isolation
 @click.option("--runtime", default="", help="The runtime, by name or path of a shim.")
 @click.option(
     "--pull",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orlop.client import remap
 from orlop.client.client import Client
 from orlop.core.container import Container, Runtime
 from orlop.core.image import Image
@@ -32,6 +33,8 @@ class Options:
 
     spec: SpecOptions = field(default_factory=SpecOptions)
     user: str = ""
+    groups: Sequence[str] = ()
+    """Further groups, by name or number."""
     labels: Mapping[str, str] = field(default_factory=dict)
     runtime: str = ""
 
@@ -46,7 +49,7 @@ async def create(client: Client, image: Image, id: str, options: Options) -> Con
         config = await documents.read_config(client.content, scope, manifest.config.noun())
         process = config.config or documents.Process()
         try:
-            mounts = await client.snapshots.prepare(scope, snapshotter, id, chain_id)
+            mounts = await remap.prepare(client, scope, snapshotter, id, chain_id, options.spec.namespaces)
         except AlreadyExists:
             raise AlreadyExists(f'container "{id}"') from None
         try:
@@ -56,7 +59,7 @@ async def create(client: Client, image: Image, id: str, options: Options) -> Con
                 environment=process.env or (),
                 directory=process.working_dir,
             )
-            runs_as = _user(mounts, options.user or process.user)
+            runs_as = _user(mounts, options.user or process.user, options.groups)
             document = spec.build(scope.namespace, id, defaults, runs_as, options.spec)
             return await client.containers.create(
                 scope,
@@ -114,12 +117,12 @@ async def _end(client: Client, scope: Scope, id: str, *, paused: bool) -> None:
     await client.tasks.wait(scope, id)
 
 
-def _user(mounts: Sequence[Mount], text: str) -> user.User:
+def _user(mounts: Sequence[Mount], text: str, groups: Sequence[str]) -> user.User:
     with tempfile.TemporaryDirectory(prefix="orlop-user-") as folder:
         temporary = TemporaryMounts(Path(folder))
         try:
             with temporary.mounted(mounts, readonly=True) as root:
-                return user.resolve(text, root)
+                return user.with_groups(user.resolve(text, root), groups, root)
         finally:
             temporary.close()
 

@@ -128,8 +128,10 @@ def escape_lower(path: str) -> str:
 def read_only(options: Sequence[str], fstype: str) -> tuple[str, ...]:
     """`options` for a mount of the same content that nobody can write.
 
-    An overlay's upper directory becomes its nearest lower one, so that no upper directory is mounted twice.
+    An overlay's upper directory becomes its nearest lower one, so that no upper directory is mounted twice. Ids are
+    not mapped: who only looks at the files need not.
     """
+    options = [option for option in options if not option.startswith(("uidmap=", "gidmap="))]
     if fstype != "overlay":
         return (*(option for option in options if option not in {"ro", "rw"}), "ro")
     upper = next((option.partition("=")[2] for option in options if option.startswith("upperdir=")), "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,28 +10,19 @@ import msgspec
 
 from orlop.core.typed import SPEC_URL, Typed
 from orlop.errors import InvalidArgument
+from orlop.oci import capabilities as caps
+from orlop.oci import devices, limits, mounts
+from orlop.oci.devices import Device, DeviceRule
+from orlop.oci.limits import Limit
+from orlop.oci.mounts import BindMount, Tmpfs
+from orlop.oci.namespaces import Namespaces
+from orlop.oci.resources import Resources
+from orlop.oci.security import MASKED_PATHS, READONLY_PATHS, UNCONFINED, Security
 from orlop.oci.user import User
 
 VERSION = "1.1.0"
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-CAPABILITIES = tuple(
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-    )
-)  # fmt: skip
-
-MASKED_PATHS = (
-    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-)  # fmt: skip
-
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
-_DEVICES = (("c", 1, 3), ("c", 1, 8), ("c", 1, 7), ("c", 5, 0), ("c", 1, 5), ("c", 1, 9), ("c", 5, 1))
+SHM_SIZE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,71 +37,139 @@ class ImageDefaults:
 
 
 @dataclass(frozen=True, slots=True)
-class BindMount:
-    source: str
-    destination: str
-    readonly: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class SpecOptions:
-    """What a caller asks of a container. `memory` is bytes, `cpus` a number of processors; 0 is no limit."""
+    """What a caller asks of a container. Sizes are bytes.
+
+    `privileged` gives it all capabilities that this process may give, all devices of the host, and no filter, masked or
+    read-only path. `ambient` are capabilities that also programs of a user other than root get.
+    """
 
     args: Sequence[str] = ()
     environment: Sequence[str] = ()
     directory: str = ""
     hostname: str = ""
     terminal: bool = False
+    privileged: bool = False
     readonly_rootfs: bool = False
-    host_network: bool = False
-    memory: int = 0
-    cpus: float = 0.0
-    pids: int = 0
-    mounts: Sequence[BindMount] = ()
-    annotations: dict[str, str] = field(default_factory=dict)
+    rootfs_propagation: str = ""
+    namespaces: Namespaces = field(default_factory=Namespaces)
+    resources: Resources = field(default_factory=Resources)
+    security: Security = field(default_factory=Security)
+    add_capabilities: Sequence[str] = ()
+    drop_capabilities: Sequence[str] = ()
+    ambient: Sequence[str] = ()
+    devices: Sequence[Device] = ()
+    device_rules: Sequence[DeviceRule] = ()
+    limits: Sequence[Limit] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[BindMount | Tmpfs] = ()
+    shm_size: int = SHM_SIZE
+    oom_score_adj: int | None = None
+    cgroup_parent: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
     rootfs: str = "rootfs"
 
 
 def build(namespace: str, id: str, image: ImageDefaults, user: User, options: SpecOptions) -> dict[str, Any]:
     """The spec as a document. Every call makes a new one: nothing is shared between containers.
 
-    Raises InvalidArgument if neither image nor options say what to run.
+    Raises InvalidArgument if neither image nor options say what to run, or options contradict each other, NotFound for
+    devices that are not there, FailedPrecondition for what this kernel cannot do.
     """
+    options.security.refuse_missing()
+    capabilities = _capabilities(options, user)
+    nodes = devices.of_host() if options.privileged else []
+    nodes += devices.nodes_of(options.devices)
+    rules = devices.allowed(nodes, options.device_rules, everything=options.privileged)
+    spec: dict[str, Any] = {
+        "ociVersion": VERSION,
+        "process": _process(id, image, user, options, capabilities),
+        "root": {"path": options.rootfs, "readonly": options.readonly_rootfs},
+        "mounts": [
+            *mounts.standard(options.namespaces, shm_size=options.shm_size, privileged=options.privileged),
+            *mounts.requested(options.mounts),
+        ],
+        "linux": {
+            "resources": {"devices": rules, **options.resources.document()},
+            "cgroupsPath": f"{options.cgroup_parent or f'/{namespace}'}/{id}",
+            "namespaces": options.namespaces.document(),
+            **options.namespaces.mappings(),
+            **_optional(options, capabilities["bounding"], nodes),
+        },
+    }
+    if options.hostname:
+        if options.namespaces.of("uts") == "host":
+            raise InvalidArgument(f'host name "{options.hostname}": the uts namespace is the host\'s')
+        spec["hostname"] = options.hostname
+    if options.annotations:
+        spec["annotations"] = dict(options.annotations)
+    return spec
+
+
+def _process(
+    id: str, image: ImageDefaults, user: User, options: SpecOptions, capabilities: dict[str, list[str]]
+) -> dict[str, Any]:
     args = list(options.args) or [*image.entrypoint, *image.command]
     if image.entrypoint and options.args:
         args = [*image.entrypoint, *options.args]
     if not args:
         raise InvalidArgument(f'container "{id}": neither the image nor the caller names a command')
-    capabilities = list(CAPABILITIES)
+    rlimits = {limit.name: limit for limit in (Limit("nofile", 1024, 1024), *options.limits)}
     process: dict[str, Any] = {
         "terminal": options.terminal,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": sorted({user.gid, *user.groups})},
         "args": args,
         "env": environment(image.environment, options.environment, terminal=options.terminal),
         "cwd": options.directory or image.directory or "/",
-        # Inheritable and ambient stay away: programs must not gain what their file does not give them.
-        "capabilities": {kind: list(capabilities) for kind in ("bounding", "effective", "permitted")},
-        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-        "noNewPrivileges": True,
+        "capabilities": capabilities,
+        "rlimits": [limit.document() for limit in rlimits.values()],
+        "noNewPrivileges": options.security.no_new_privileges,
     }
-    spec: dict[str, Any] = {
-        "ociVersion": VERSION,
-        "process": process,
-        "root": {"path": options.rootfs, "readonly": options.readonly_rootfs},
-        "mounts": [*_mounts(host_network=options.host_network), *map(_bind, options.mounts)],
-        "linux": {
-            "resources": _resources(options),
-            "cgroupsPath": f"/{namespace}/{id}",
-            "namespaces": [{"type": kind} for kind in _namespaces(host_network=options.host_network)],
-            "maskedPaths": list(MASKED_PATHS),
-            "readonlyPaths": list(READONLY_PATHS),
-        },
-    }
-    if options.hostname:
-        spec["hostname"] = options.hostname
-    if options.annotations:
-        spec["annotations"] = dict(options.annotations)
-    return spec
+    if options.security.apparmor not in ("", UNCONFINED):
+        process["apparmorProfile"] = options.security.apparmor
+    if options.security.selinux_label:
+        process["selinuxLabel"] = options.security.selinux_label
+    if options.oom_score_adj is not None:
+        if not -1000 <= options.oom_score_adj <= 1000:
+            raise InvalidArgument(f"OOM score adjustment {options.oom_score_adj}: it must be -1000 to 1000")
+        process["oomScoreAdj"] = options.oom_score_adj
+    return process
+
+
+def _capabilities(options: SpecOptions, user: User) -> dict[str, list[str]]:
+    """The sets of the spec. The inheritable one stays away: programs must not gain what their file does not give
+    them (CVE-2022-24769); ambient ones have to be inheritable, so those that are asked for make the one exception."""
+    start = caps.available() if options.privileged else caps.DEFAULT
+    own = caps.chosen(options.add_capabilities, options.drop_capabilities, start)
+    sets = {kind: list(own) for kind in ("bounding", "effective", "permitted")}
+    ambient = caps.chosen(options.ambient, start=())
+    if ambient:
+        missing = [name for name in ambient if name not in own]
+        if missing:
+            raise InvalidArgument(f"ambient capability {missing[0]}: the container does not have it (add it)")
+        sets |= {"inheritable": list(ambient), "ambient": list(ambient)}
+    return sets
+
+
+def _optional(options: SpecOptions, bounding: Sequence[str], nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Members of `linux` that not every container has."""
+    found: dict[str, Any] = {}
+    if not options.privileged and not options.security.unmask_paths:
+        found |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READONLY_PATHS)}
+    if not options.privileged or options.security.seccomp is not None:
+        profile = options.security.filter(bounding)
+        if profile is not None:
+            found["seccomp"] = profile
+    if nodes:
+        found["devices"] = devices.document(nodes)
+    if options.sysctls:
+        found["sysctl"] = limits.sysctls(options.sysctls, options.namespaces)
+    if options.security.mount_label:
+        found["mountLabel"] = options.security.mount_label
+    propagation = options.rootfs_propagation or mounts.root_propagation(options.mounts)
+    if propagation:
+        found["rootfsPropagation"] = propagation
+    return found
 
 
 def typed(spec: dict[str, Any]) -> Typed:
@@ -132,57 +191,3 @@ def environment(image: Sequence[str], added: Sequence[str], *, terminal: bool = 
         else:
             values.pop(name, None)
     return [f"{name}={value}" for name, value in values.items()]
-
-
-def _namespaces(*, host_network: bool) -> list[str]:
-    kinds = ["pid", "ipc", "uts", "mount"]
-    return kinds if host_network else [*kinds, "network"]
-
-
-def _mounts(*, host_network: bool) -> list[dict[str, Any]]:
-    strict = ["nosuid", "noexec", "nodev"]
-    mounts: list[dict[str, Any]] = [
-        _mount("/proc", "proc", "proc", strict),
-        _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _mount(
-            "/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-        ),
-        _mount("/dev/shm", "tmpfs", "shm", [*strict, "mode=1777", "size=65536k"]),
-        _mount("/dev/mqueue", "mqueue", "mqueue", strict),
-        _mount("/sys", "sysfs", "sysfs", [*strict, "ro"]),
-        _mount("/run", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-    ]
-    if host_network:
-        for path in ("/etc/hosts", "/etc/resolv.conf"):
-            mounts.append(_mount(path, "bind", path, ["rbind", "ro"]))
-    return mounts
-
-
-def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
-    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
-
-
-def _bind(mount: BindMount) -> dict[str, Any]:
-    if not mount.destination.startswith("/"):
-        raise InvalidArgument(f'mount destination "{mount.destination}" is not absolute')
-    return _mount(mount.destination, "bind", mount.source, ["rbind", "rprivate", "ro" if mount.readonly else "rw"])
-
-
-def _resources(options: SpecOptions) -> dict[str, Any]:
-    devices: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    devices += [
-        {"allow": True, "type": kind, "major": major, "minor": minor, "access": "rwm"}
-        for kind, major, minor in _DEVICES
-    ]
-    devices += [
-        {"allow": True, "type": "c", "major": 136, "access": "rwm"},
-        {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"},
-    ]
-    resources: dict[str, Any] = {"devices": devices}
-    if options.memory:
-        resources["memory"] = {"limit": options.memory}
-    if options.cpus:
-        resources["cpu"] = {"quota": int(options.cpus * 100_000), "period": 100_000}
-    if options.pids:
-        resources["pids"] = {"limit": options.pids}
-    return resources

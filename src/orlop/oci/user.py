@@ -8,11 +8,12 @@ turn an id out of range into root.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def resolve_with(text: str, read: Read) -> User:
     else:
         groups = {gid} | {number for _, number, members in named if entry.name and entry.name in members}
     return User(entry.uid, gid, tuple(sorted(groups)), entry.home or "/")
+
+
+def with_groups(who: User, groups: Sequence[str], rootfs: str | os.PathLike[str]) -> User:
+    """`who` with further `groups`, by number or by their name in the image. Raises InvalidArgument, NotFound."""
+    if not groups:
+        return who
+    named = list(_groups(read_within(rootfs, "etc/group")))
+    numbers = [_id(text, "gid") for text in groups]
+    added = {_gid_of(text, named) if number is None else number for text, number in zip(groups, numbers, strict=True)}
+    return dataclasses.replace(who, groups=tuple(sorted({*who.groups, *added})))
 
 
 def read_within(rootfs: str | os.PathLike[str], path: str, limit: int = MAX_FILE) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from orlop.errors import Unimplemented, Unknown
-from orlop.shim import files
+from orlop.shim import files, idmap
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
@@ -97,8 +97,21 @@ def _unescape(text: str) -> str:
 
 
 def _mount(mount: Mount, target: str) -> None:
+    uids, gids, options = idmap.split(mount.options)
+    if not uids:
+        _mount_plain(mount, target, options)
+        return
+    with idmap.user_namespace(uids, gids) as namespace:
+        if mount.type == "overlay":
+            idmap.mount_overlay(options, target, namespace, lambda mapped: _mount_plain(mount, target, mapped))
+        else:
+            _mount_plain(mount, target, options)
+            idmap.remap(target, namespace)
+
+
+def _mount_plain(mount: Mount, target: str, options: Sequence[str]) -> None:
     flags, propagation, data = 0, 0, []
-    for option in mount.options:
+    for option in options:
         if option in _FLAGS:
             flag, on = _FLAGS[option]
             flags = flags | flag if on else flags & ~flag

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from orlop.errors import Unknown
 
@@ -12,6 +16,28 @@ GID_LABEL = "containerd.io/snapshot/gidmapping"
 
 _EXTENT = re.compile(r"([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _MAX_ID = 2**32 - 2
+_PROBE_TIMEOUT = 10.0
+
+
+def mount_options(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """What asks whoever mounts a snapshot with these labels for mapped ids."""
+    pairs = (("uidmap", labels.get(UID_LABEL)), ("gidmap", labels.get(GID_LABEL)))
+    return tuple(f"{name}={value}" for name, value in pairs if value is not None)
+
+
+def why_not_mapped(root: Path) -> str:
+    """Why overlays on the file system of `root` cannot have lower directories with mapped ids; empty if they can.
+
+    It is tried, by the code that a shim mounts with: kernel (5.19 and later), file system and privilege all count.
+    """
+    with tempfile.TemporaryDirectory(prefix="probe-idmap-", dir=root) as directory:
+        command = [sys.executable, "-I", "-m", "orlop.shim.idmap", directory]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_PROBE_TIMEOUT, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if done.returncode == 0 else (said[-1] if said else f"exit status {done.returncode}")
 
 
 def root_owner(labels: Mapping[str, str]) -> tuple[int, int] | None:

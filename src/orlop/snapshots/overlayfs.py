@@ -32,7 +32,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
     """Snapshots below `root`. Layout: `snapshots/<id>/fs`, and `work` where the snapshot is active.
 
     `mount_options` are added to every overlay; with `keeps_layers` a differ finds a place here for layers that are
-    not unpacked (`core.layer.LayerKeeper`). Raises Unknown if the file system of `root` has no d_type.
+    not unpacked (`core.layer.LayerKeeper`). With `remap_ids` a snapshot whose labels map ids is mounted so (see
+    `idmap`); without, only the owner of its top directory is what they say. Raises Unknown if the file system of
+    `root` has no d_type.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         upperdir_label: bool = False,
         sync_remove: bool = False,
         keeps_layers: bool = False,
+        remap_ids: bool = False,
     ) -> None:
         super().__init__(root, sync_remove=sync_remove)
         if not supports_d_type(root):
@@ -51,6 +54,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
                 "to enable d_type support"
             )
         self._upperdir_label = upperdir_label
+        self._remap_ids = remap_ids
         self._options = (*mount_options, *_kernel_options(mount_options))
         self._keeps_layers = keeps_layers
         # Also where none are kept any more: those that were are mounted still.
@@ -62,7 +66,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
         if kind is Kind.ACTIVE:
             _make_directory(os.path.join(directory, "work"), 0o711)
         owner = idmap.root_owner(labels)
-        if owner is None and parent is not None:
+        if self._remap_ids and parent is None:
+            owner = None  # it is mounted itself, with its ids mapped: on disk they are the container's
+        elif owner is None and parent is not None:
             status = os.stat(self._content(parent))
             owner = status.st_uid, status.st_gid
         if owner is not None:
@@ -136,14 +142,15 @@ class OverlaySnapshotter(DirectorySnapshotter):
         is_view = record.info.kind is Kind.VIEW
         own = () if record.files.layer is None else (Files(record.id, record.files.layer, bare=True),)
         lowers = self._lowers((*own, *record.parents))
+        mapped = idmap.mount_options(record.info.labels) if self._remap_ids else ()
         if not lowers:
-            return [Mount("bind", self._content(record.id), ("ro" if is_view else "rw", "rbind"))]
+            return [Mount("bind", self._content(record.id), (*mapped, "ro" if is_view else "rw", "rbind"))]
         if is_view and len(lowers) == 1:
-            return [Mount("bind", lowers[0], ("ro", "rbind"))]
-        upper: tuple[str, ...] = ()
+            return [Mount("bind", lowers[0], (*mapped, "ro", "rbind"))]
+        upper = mapped
         if not is_view:
             work = os.path.join(self._directory(record.id), "work")
-            upper = (f"workdir={work}", f"upperdir={self._content(record.id)}")
+            upper = (*mapped, f"workdir={work}", f"upperdir={self._content(record.id)}")
         return [Mount("overlay", "overlay", (*upper, f"lowerdir={':'.join(lowers)}", *self._options))]
 
     def _lowers(self, chain: Sequence[Files]) -> list[str]:

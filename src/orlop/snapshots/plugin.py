@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from orlop.snapshots.overlayfs import OverlaySnapshotter
 
 
+_log = logging.getLogger(__name__)
+
+
 class OverlayConfig(msgspec.Struct):
     root_path: str = ""
     """Where snapshots lie instead of the plugin's own directory."""
@@ -24,7 +28,7 @@ class OverlayConfig(msgspec.Struct):
     sync_remove: bool = False
     """Free the disk before Remove returns, not at the following collection."""
     slow_chown: bool = False
-    """Accepted for containerd's sake; matters only where identifiers are remapped."""
+    """Let clients copy an image with other owners where it cannot be mounted with mapped ids."""
     mount_options: list[str] = msgspec.field(default_factory=list)
     layers: Literal["auto", "directories"] = "auto"
     """`auto`: a layer is kept as its tar and an index that the kernel mounts, where it can; `directories`: unpacked."""
@@ -35,15 +39,23 @@ class NativeConfig(msgspec.Struct):
 
 
 async def _overlayfs(context: InitContext) -> OverlaySnapshotter:
-    from orlop.snapshots import probe
+    from orlop.snapshots import idmap, probe
     from orlop.snapshots.overlayfs import OverlaySnapshotter, in_user_namespace
 
     config: OverlayConfig = context.config
     root = _root(context, config.root_path)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     refusal = await asyncio.to_thread(_refusal, root) if config.layers == "auto" else "the configuration says so"
+    unmapped = await asyncio.to_thread(idmap.why_not_mapped, root)
+    if unmapped:
+        _log.info("overlayfs: ids cannot be remapped: %s", unmapped)
+    else:
+        context.meta.capabilities.append("remap-ids")
+    if not config.slow_chown:
+        context.meta.capabilities.append("only-remap-ids")
     driver = OverlaySnapshotter(
         root,
+        remap_ids=not unmapped,
         mount_options=config.mount_options,
         upperdir_label=config.upperdir_label,
         sync_remove=config.sync_remove,
