@@ -17,8 +17,25 @@ pytestmark = pytest.mark.root
 MAPPED = ["uidmap=0:100000:1000", "gidmap=0:200000:1000"]
 
 
+@pytest.fixture(autouse=True)
+def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The processes that were forked; they are reaped afterwards, as a shim's reaper does."""
+    made: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        pid = fork()
+        made.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", noted)
+    yield made
+    for pid in made:
+        os.waitpid(pid, 0)
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
+def root(tmp_path: Path, children: list[int]) -> Iterator[Path]:
     probe = tmp_path / "probe"
     probe.mkdir()
     try:
@@ -29,16 +46,6 @@ def root(tmp_path: Path) -> Iterator[Path]:
     target.mkdir()
     yield target
     rootfs.unmount_all(str(target))
-    reap()
-
-
-def reap() -> None:
-    """In a shim its reaper does this."""
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
 
 
 def mounts(point: Path) -> int:
