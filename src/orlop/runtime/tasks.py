@@ -29,17 +29,20 @@ from orlop.core.task import IO, Exit, Metric, NewTask, Process, ProcessInfo, Sta
 from orlop.core.typed import FEATURES_URL, Typed
 from orlop.core.wire import common
 from orlop.core.wire import task as wire
-from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unimplemented, Unknown
+from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unknown
 from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host
 from orlop.runtime.bundle import Bundle
-from orlop.runtime.checkpoint import CHECKPOINT_TYPE, store_checkpoint
+from orlop.runtime.checkpoint import CHECKPOINT_TYPE, store_checkpoint, unpack_checkpoint
 from orlop.runtime.host import OciRuntime
 from orlop.runtime.names import ShimBinary, binary_name
 from orlop.runtime.owner import Owner
 from orlop.runtime.shim import Shim
 from orlop.runtime.shims import ShimManager
+
+RESTORE_DIRECTORY = "checkpoint"
+"""Of a work directory: the checkpoint that its container is restored from."""
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +115,13 @@ class TaskManager:
         made.making = self._owner.start(making, f"bundle of {container.id}")
         made.bundle = await asyncio.shield(made.making)
         rootfs = await self._activated(scope, container.id, new.rootfs)
+        if new.checkpoint is not None and not restore:
+            # In the work directory it goes when the bundle does, and is on disk, not in memory.
+            directory = made.bundle.work / RESTORE_DIRECTORY
+            unpacking = unpack_checkpoint(self._content, scope, new.checkpoint, directory)
+            made.unpacking = self._owner.start(unpacking, f"checkpoint of {container.id}")
+            await asyncio.shield(made.unpacking)
+            restore = str(directory)
         starting = self._shims.start(made.bundle, made.binary, options, spec)
         made.starting = self._owner.start(starting, f"shim of {container.id}")
         try:
@@ -419,6 +429,7 @@ class _Made:
 
     def __init__(self) -> None:
         self.making: asyncio.Task[Bundle] | None = None
+        self.unpacking: asyncio.Task[None] | None = None
         self.starting: asyncio.Task[Shim] | None = None
         self.binary: ShimBinary | None = None
         self.bundle: Bundle | None = None
@@ -430,6 +441,8 @@ class _Made:
         with contextlib.suppress(OrlopError, OSError):
             if self.making is not None:
                 self.bundle = await self.making
+            if self.unpacking is not None:
+                await self.unpacking
             if self.starting is not None:
                 self.shim = await self.starting
 
@@ -442,7 +455,7 @@ def _runc_options(options: Typed | None, runtime: str) -> oci_pb2.Options:
 
 
 def _restore_path(new: NewTask, options: oci_pb2.Options) -> str:
-    """The directory of a checkpoint that the task is restored from; empty for a new one."""
+    """The directory of a checkpoint that the caller names; empty for none, and where it is content."""
     if options.criu_image_path:
         return options.criu_image_path
     if new.checkpoint is None:
@@ -452,7 +465,7 @@ def _restore_path(new: NewTask, options: oci_pb2.Options) -> str:
         return path
     if new.checkpoint.media_type != CHECKPOINT_TYPE:
         raise Unknown(f'unsupported checkpoint type "{new.checkpoint.media_type}"')
-    raise Unimplemented(f"restore from checkpoint content {new.checkpoint.digest} (name a criu_image_path instead)")
+    return ""
 
 
 def _parse(message: oci_pb2.Options | oci_pb2.CheckpointOptions, value: bytes) -> bool:

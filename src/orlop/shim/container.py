@@ -16,7 +16,7 @@ from orlop import faults
 from orlop.api.runtime.task.v3.shim_pb2 import CreateTaskRequest
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
-from orlop.shim import files, loop, rootfs
+from orlop.shim import criu, files, loop, rootfs
 from orlop.shim.process import CREATED, PAUSED, PAUSING, RUNNING, STOPPED, Process
 from orlop.shim.reaper import Reaper
 from orlop.shim.runc import DEFAULT_ROOT, Runtime, RuntimeFailure
@@ -289,7 +289,8 @@ class Container:
             try:
                 await self.runtime.checkpoint(self.id, arguments)
             except RuntimeFailure as error:
-                raise Unknown(f"{error} path= {os.path.join(work, 'dump.log')}") from error
+                log_path = os.path.join(work, "dump.log")
+                raise Unknown(f"{error}{criu.reason(log_path)} path= {log_path}") from error
 
     async def _create(self) -> None:
         pid_file = os.path.join(self.bundle, "init.pid")
@@ -312,7 +313,7 @@ class Container:
         pid_file = os.path.join(self.bundle, "init.pid")
         if self.init.streams is not None:
             self.init.streams.before_start()
-        with self.runtime.reaper.watch() as watch:
+        with self.runtime.reaper.watch() as watch, criu.told(os.path.join(restore.work_path, "restore.log")):
             await self.init.launch(
                 pid_file,
                 watch,
