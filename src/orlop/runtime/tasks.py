@@ -32,7 +32,7 @@ from orlop.core.wire import task as wire
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unknown
 from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
-from orlop.runtime import host
+from orlop.runtime import host, idmaps
 from orlop.runtime.bundle import Bundle
 from orlop.runtime.checkpoint import CHECKPOINT_TYPE, store_checkpoint, unpack_checkpoint
 from orlop.runtime.host import OciRuntime
@@ -111,6 +111,7 @@ class TaskManager:
         options = new.options if new.options is not None and new.options.value else container.runtime.options
         if made.binary.builtin:
             options = self._with_defaults(options, spec)
+        await self._refuse_mapped_mounts(new.runtime_path or container.runtime.name, options, spec)
         making = asyncio.to_thread(self._shims.bundles.create, scope.namespace, container.id, spec)
         made.making = self._owner.start(making, f"bundle of {container.id}")
         made.bundle = await asyncio.shield(made.making)
@@ -185,6 +186,14 @@ class TaskManager:
             filled.binary_name = self._runtime.for_spec(spec)
         filled.root = filled.root or self._runtime_root
         return common.pack(filled)
+
+    async def _refuse_mapped_mounts(self, runtime: str, options: Typed | None, spec: bytes | None) -> None:
+        """Raises FailedPrecondition if `spec` has mounts with mapped ids and the runtime would pass over that."""
+        destination = idmaps.first_mapped(spec)
+        if destination:
+            request = introspection_pb2.RuntimeRequest(runtime_path=runtime, options=common.any_of(options))
+            info = await self.runtime_info(request)
+            idmaps.refuse_unless_able(destination, runtime, info.features.value)
 
     async def _undo(self, scope: Scope, id: str, made: _Made, error: BaseException) -> None:
         key = (scope.namespace, id)
