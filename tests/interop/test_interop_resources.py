@@ -1,0 +1,126 @@
+"""Limits of running containers, what their cgroups count, and what happens at the limit: on the real kernel."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_daemon import IMAGE, Daemon
+
+from orlop.api.cgroups1 import metrics_pb2 as v1
+from orlop.api.cgroups2 import metrics_pb2 as v2
+from orlop.client import connect
+from orlop.core.typed import Typed
+from orlop.errors import OrlopError
+
+pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
+
+RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+V1 = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
+
+
+@pytest.fixture
+def sleeper(daemon: Daemon, name: str) -> Iterator[str]:
+    daemon.ctr("run", "-d", "--null-io", "--memory-limit", str(64 << 20), IMAGE, name, "sleep", "600")
+    yield name
+    daemon.ctr("tasks", "rm", "-f", name, check=False)
+    daemon.ctr("containers", "rm", name, check=False)
+
+
+async def update(daemon: Daemon, name: str, resources: object) -> None:
+    async with connect(daemon.address) as client:
+        await client.tasks.update(client.scope, name, Typed(RESOURCES_URL, json.dumps(resources).encode()), {})
+
+
+def setting(daemon: Daemon, name: str, controller: str, file: str) -> str:
+    """The content of a file of the container's cgroup on version 1."""
+    pid = next(line.split()[1] for line in daemon.ctr("tasks", "ls").stdout.splitlines() if line.startswith(name))
+    paths = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+    return Path(f"/sys/fs/cgroup/{controller}{paths[controller]}", file).read_text().strip()
+
+
+@pytest.mark.skipif(not V1, reason="the host has no cgroup v1 controllers")
+async def test_limits_of_a_running_container_are_changed(daemon: Daemon, sleeper: str) -> None:
+    await update(
+        daemon,
+        sleeper,
+        {
+            "memory": {"limit": 32 << 20, "reservation": 16 << 20},
+            "cpu": {"shares": 256, "quota": 20000, "period": 50000, "cpus": "0"},
+            "pids": {"limit": 17},
+            "blockIO": {"throttleReadBpsDevice": [{"major": 1, "minor": 0, "rate": 0}]},
+        },
+    )
+    found = {
+        file: setting(daemon, sleeper, controller, file)
+        for controller, file in (
+            ("memory", "memory.limit_in_bytes"),
+            ("memory", "memory.soft_limit_in_bytes"),
+            ("cpu", "cpu.shares"),
+            ("cpu", "cpu.cfs_quota_us"),
+            ("cpu", "cpu.cfs_period_us"),
+            ("cpuset", "cpuset.cpus"),
+            ("pids", "pids.max"),
+        )
+    }
+    assert found == {
+        "memory.limit_in_bytes": str(32 << 20),
+        "memory.soft_limit_in_bytes": str(16 << 20),
+        "cpu.shares": "256",
+        "cpu.cfs_quota_us": "20000",
+        "cpu.cfs_period_us": "50000",
+        "cpuset.cpus": "0",
+        "pids.max": "17",
+    }
+
+
+@pytest.mark.parametrize("resources", [{"cpu": {"cpus": "4096"}}, {"memory": {"limit": 1}}, "no object"])
+async def test_limits_that_cannot_be_are_refused_and_change_nothing(
+    daemon: Daemon, sleeper: str, resources: object
+) -> None:
+    with pytest.raises(OrlopError):
+        await update(daemon, sleeper, resources)
+    if V1:
+        assert setting(daemon, sleeper, "memory", "memory.limit_in_bytes") == str(64 << 20)
+    assert sleeper in daemon.ctr("tasks", "ls", "-q").stdout.split()
+
+
+async def test_metrics_are_those_of_the_cgroup(daemon: Daemon, sleeper: str) -> None:
+    await update(daemon, sleeper, {"pids": {"limit": 23}})
+    async with connect(daemon.address) as client:
+        (metric,) = await client.tasks.metrics(client.scope, [f"id=={sleeper}"])
+    assert metric.data is not None
+    if V1:
+        assert metric.data.type_url == "io.containerd.cgroups.v1.Metrics"
+        one = v1.Metrics.FromString(metric.data.value)
+        assert (one.pids.current, one.pids.limit) == (1, 23)
+        assert one.memory.usage.limit == 64 << 20
+        assert one.memory.usage.usage > 0
+        assert one.cpu.usage.total > 0
+        assert len(one.cpu.usage.per_cpu) >= 1
+    else:
+        two = v2.Metrics.FromString(metric.data.value)
+        assert (two.pids.current, two.pids.limit, two.memory.usage_limit) == (1, 23, 64 << 20)
+    shown = daemon.ctr("tasks", "metrics", "--format", "json", sleeper).stdout
+    assert json.loads(shown)["pids"]["limit"] == 23
+
+
+def test_a_kill_for_want_of_memory_is_told(daemon: Daemon, name: str) -> None:
+    command = ["ctr", "-a", daemon.address, "events"]
+    events = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert events.stdout is not None
+    try:
+        while not select.select([events.stdout], [], [], 0.1)[0]:  # until it hears of something
+            daemon.ctr("namespaces", "label", "default", f"heard={name}")
+        hog = "x=0123456789abcdef; while true; do x=$x$x; done"
+        done = daemon.ctr("run", "--rm", "--memory-limit", str(16 << 20), IMAGE, name, "sh", "-c", hog, check=False)
+        assert done.returncode == 137
+        line = next(line for line in events.stdout if "/tasks/oom" in line)
+        assert f'"container_id":"{name}"' in line
+    finally:
+        events.kill()
+        events.communicate()
