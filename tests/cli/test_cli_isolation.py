@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,15 @@ def test_a_snapshotter_that_cannot_map_ids_gets_a_copy_with_other_owners(orlop: 
         assert len(remapped) <= 1
     finally:
         orlop.daemon.ctr("namespaces", "label", "default", "containerd.io/defaults/snapshotter=")
+
+
+def test_a_mount_with_mapped_ids_needs_a_runtime_that_can(orlop: Orlop, name: str, tmp_path: Path) -> None:
+    features = subprocess.run(["runc", "features"], capture_output=True, text=True).stdout
+    if '"mountExtensions"' in features:
+        pytest.skip("this runc can")
+    said = refused(orlop, name, "--uidmap", "0:200000:65536", "-v", f"{tmp_path}:/data:idmap")
+    assert 'mount "/data" with mapped ids: the runtime' in said
+    assert "does not support it" in said
 
 
 def test_groups_of_a_process(orlop: Orlop, name: str) -> None:

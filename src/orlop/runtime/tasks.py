@@ -29,7 +29,7 @@ from orlop.core.task import IO, Exit, Metric, NewTask, Process, ProcessInfo, Sta
 from orlop.core.typed import FEATURES_URL, Typed
 from orlop.core.wire import common
 from orlop.core.wire import task as wire
-from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unknown
+from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unimplemented, Unknown
 from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host, idmaps
