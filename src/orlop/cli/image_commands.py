@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from orlop.cli import verify
 from orlop.cli.target import Target, alone
 
 if TYPE_CHECKING:
@@ -283,3 +284,6 @@ def convert(target: Target, /, **options: Any) -> None:
     from orlop.cli import conversion
 
     target.run(lambda client: conversion.convert(client, **options))
+
+
+verify.add_to(image_group)

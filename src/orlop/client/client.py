@@ -20,6 +20,7 @@ from orlop.rpc.service import Service
 
 if TYPE_CHECKING:
     from orlop.client.content import Content
+    from orlop.client.integrity import Integrity
     from orlop.client.snapshots import Differs, Snapshots
     from orlop.client.stores import Containers, Images, Introspection, Leases, Namespaces, Version
     from orlop.client.streaming import Streaming
@@ -75,6 +76,12 @@ class Client:
         from orlop.client.stores import Images
 
         return Images(self.channel)
+
+    @cached_property
+    def integrity(self) -> Integrity:
+        from orlop.client.integrity import Integrity
+
+        return Integrity(self.channel)
 
     @cached_property
     def introspection(self) -> Introspection:

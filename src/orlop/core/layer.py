@@ -46,5 +46,11 @@ class LayerKeeper(Protocol):
         None for mounts of somebody else, for a snapshot that has content, and where layers are unpacked.
         """
 
+    def files(self, diff_id: str) -> tuple[str, str] | None:
+        """The tar and the index of a layer that is kept here; None if it is not."""
+
+    def distrust(self, diff_id: str) -> None:
+        """The files of a layer are not what they were: the next one that comes with this diff id replaces them."""
+
     def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
         """The mounts that the snapshot of `mounts` has now: others, if a layer was kept since they were given."""

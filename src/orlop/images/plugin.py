@@ -1,4 +1,4 @@
-"""The plugins of this room: the image verifier that asks the programs of a directory."""
+"""The plugins of this room: the image verifier that asks the programs of a directory, and checks of what is stored."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from orlop.core.layer import LayerKeeper
 from orlop.core.plugin import InitContext, PluginType, Registration
 
 if TYPE_CHECKING:
+    from orlop.images.integrity import Checks
     from orlop.images.verifiers import DirectoryVerifier
 
 
@@ -33,6 +35,19 @@ async def _verifier(context: InitContext) -> DirectoryVerifier:
     return DirectoryVerifier(config.bin_dir, config.max_verifiers, seconds)
 
 
+async def _integrity(context: InitContext) -> Checks:
+    from orlop.images.integrity import Checks
+
+    keepers = [one for one in context.get_all(PluginType.SNAPSHOTTER).values() if isinstance(one, LayerKeeper)]
+    return Checks(context.get(PluginType.METADATA).content, context.get(PluginType.CONTENT), keepers)
+
+
 REGISTRATIONS: tuple[Registration, ...] = (
     Registration(PluginType.IMAGE_VERIFIER, "bindir", _verifier, config=VerifierConfig),
+    Registration(
+        PluginType.SERVICE,
+        "integrity-service",
+        _integrity,
+        (PluginType.METADATA, PluginType.CONTENT, PluginType.SNAPSHOTTER),
+    ),
 )

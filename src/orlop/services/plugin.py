@@ -162,6 +162,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _of("events", "Events", "EventsService", _exchange, T.EVENT),
     _of("images", "Images", "ImagesService", _noun("images"), T.SERVICE),
     _grpc("introspection", (T.SERVICE,), _introspection_grpc),
+    _of("integrity", "Integrity", "IntegrityService", _noun("integrity"), T.SERVICE),
     _of("leases", "Leases", "LeasesService", _leases, T.LEASE),
     _of("mounts", "Mounts", "MountsService", _mounts, T.MOUNT_MANAGER),
     _of("namespaces", "Namespaces", "NamespacesService", _noun("namespaces"), T.SERVICE),

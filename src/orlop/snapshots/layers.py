@@ -89,6 +89,17 @@ class Layers:
         """The record of `layer` has not become durable: neither shall the files."""
         self._discard(str(layer.id))
 
+    def files(self, diff_id: str) -> tuple[str, str] | None:
+        """The tar and the index of a layer; None if it is not kept."""
+        layer = self.records.by_diff_id(diff_id)
+        return None if layer is None else (str(self.path(layer) / "tar"), str(self.path(layer) / "index"))
+
+    def distrust(self, diff_id: str) -> None:
+        """From now on the layer is mounted no more, until another one that comes takes its place."""
+        layer = self.records.by_diff_id(diff_id)
+        if layer is not None:
+            self.records.mark_damaged(layer)
+
     def cleanup(self) -> None:
         """Takes off the mounts that nobody uses, forgets the layers that no snapshot has, removes their files."""
         with self._removing:
@@ -119,6 +130,8 @@ class Layers:
         directory = self.path(layer)
         tar, index = str(directory / "tar"), str(directory / "index")
         remedy = 'run "orlop image repair" for an image that has it'
+        if layer.damaged:
+            raise DataLoss(f"layer {layer.diff_id}: {tar} or its index was found damaged: {remedy}")
         for path in (tar, index):
             if not os.path.lexists(path):
                 raise DataLoss(f"layer {layer.diff_id}: {path} is missing: {remedy}")

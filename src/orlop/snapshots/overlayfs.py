@@ -101,6 +101,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
             return None
         return self._layers.place(id)
 
+    def files(self, diff_id: str) -> tuple[str, str] | None:
+        """As `core.layer.LayerKeeper` says."""
+        return self._layers.files(diff_id)
+
+    def distrust(self, diff_id: str) -> None:
+        """As `core.layer.LayerKeeper` says."""
+        self._layers.distrust(diff_id)
+
     def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
         """As `core.layer.LayerKeeper` says."""
         id = self._id_of(mounts)
