@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import calls
+import depth
 import tasks
 from peers import measure
 
 import layers
 
 if __name__ == "__main__":
-    measure(tasks.BENCHMARKS | calls.BENCHMARKS | layers.BENCHMARKS, __doc__)
+    measure(tasks.BENCHMARKS | calls.BENCHMARKS | layers.BENCHMARKS | depth.BENCHMARKS, __doc__)

@@ -113,7 +113,8 @@ async def test_a_kill_at_any_step_leaves_each_layer_whole_or_absent(
             await world.layer("base", "", archive({"one": "1"}))
             with temporary.mounted(await world.driver.view("look", "base")) as seen:
                 assert os.listdir(seen) == ["one"]
-            await world.driver.remove("look")
+            for name in ("look", "base"):
+                await world.driver.remove(name)
             await world.driver.cleanup()
             assert mounted_below(root) == []
     raise AssertionError(f"{point} is passed without end")

@@ -45,6 +45,9 @@ def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries
     except NotIndexable as error:
         _log.info("a layer is unpacked, as it cannot be indexed: %s", error)
         return False
+    # Both files' blocks are in the file system's journal before the first of them is synced: one commit is enough.
+    syncing.start_writeback(place.tar)
+    syncing.start_writeback(place.index)
     if overlaid and made.implied:
         # They must look as they do below, which only unpacking sees to.
         _log.info("a layer is unpacked, as %d directories in it are only named on the way to files", made.implied)

@@ -101,12 +101,12 @@ class Layers:
             self.records.mark_damaged(layer)
 
     def cleanup(self) -> None:
-        """Takes off the mounts that nobody uses, forgets the layers that no snapshot has, removes their files."""
+        """Forgets the layers that no snapshot has, takes off their mounts, removes their files."""
         with self._removing:
             gone = self.records.drop_unused()
             faults.point("snapshots.layers.forgotten")
-            known = {layer.id for layer in self.records.all()}
-            self.mounts.release(lambda: self.records.in_use() & known)
+            # A mount whose layer stays does too: containers come and go, and with the mount its page cache would.
+            self.mounts.release(lambda: {layer.id for layer in self.records.all()})
             faults.point("snapshots.layers.unmounted")
             with self.records.transaction():
                 names = {str(layer.id) for layer in self.records.all()} | self._making
@@ -118,7 +118,7 @@ class Layers:
                 _log.debug("layers removed: %s", gone)
 
     def close(self) -> None:
-        """Takes off the mounts that nobody uses. Safe to call again."""
+        """Takes off the mounts that no active snapshot or view lies over. Safe to call again."""
         with contextlib.suppress(Unavailable):
             self.mounts.release(self.records.in_use)
 
