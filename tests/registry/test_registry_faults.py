@@ -399,6 +399,19 @@ async def test_a_chunk_that_breaks_off_goes_on_where_the_registry_stands() -> No
         assert registry.count("POST") == 1
 
 
+async def test_an_upload_that_nobody_takes_is_given_up() -> None:
+    blob = Document.of(os.urandom(16 << 20))
+
+    async def deaf(registry: FaultyRegistry, _: object) -> object:
+        return await registry._closed.wait()
+
+    async with world(settings=replace(QUICK, stall_timeout=0.3, attempts=2)) as (registry, target):
+        registry.on("PUT", "", deaf, times=FOREVER)  # type: ignore[arg-type]
+        registry.on("PATCH", "", deaf, times=FOREVER)  # type: ignore[arg-type]
+        with pytest.raises(Unavailable, match="no byte went"):
+            await target.push(blob.descriptor, reader_of(blob.data))
+
+
 async def test_a_chunk_is_as_large_as_the_registry_wants_it() -> None:
     async with world(settings=replace(QUICK, upload_chunk=1 << 20)) as (registry, target):
         registry.blobs.clear()
@@ -471,3 +484,42 @@ async def test_a_descriptor_with_another_digest_is_never_put_into_a_url() -> Non
             with pytest.raises(InvalidArgument):
                 await fetched(target, Descriptor(media.OCI_LAYER, digest, 1))
         assert not registry.seen
+
+
+async def test_a_fast_connection_gets_none_beside_it() -> None:
+    async with world(settings=replace(QUICK, single_rate=1)) as (registry, target):
+        assert await fetched(target, BLOB.descriptor) == BLOB.data
+        assert registry.count("GET") == 2
+        registry.on("GET", "/blobs/", changed())
+        registry.on("GET", "/blobs/", reset_after(500_000))
+        assert await fetched(target, BLOB.descriptor) == BLOB.data
+
+
+async def test_a_proxy_is_used_for_hosts_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultyRegistry() as proxy:
+        proxy.add_manifest("r", "1", MANIFEST.data, media.OCI_MANIFEST)
+        monkeypatch.setenv("HTTP_PROXY", f"http://u:very-secret@{proxy.address}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        async with repository("registry.example/r:1", HTTP) as target:
+            assert await target.resolve() == MANIFEST.descriptor
+            assert proxy.seen[0].headers["Host"] == "registry.example"
+            assert proxy.seen[0].headers["Proxy-Authorization"].startswith("Basic ")
+        monkeypatch.setenv("HTTP_PROXY", "http://u:very-secret@127.0.0.1:1")
+        async with repository("registry.example/r:1", HTTP) as target:
+            with pytest.raises(Unavailable, match=r"registry\.example/r:1") as caught:
+                await target.resolve()
+            assert "very-secret" not in str(caught.value)
+
+
+async def test_an_index_of_100000_entries_is_refused() -> None:
+    entry = b'{"mediaType":"%s","digest":"%s","size":1},' % (
+        media.OCI_MANIFEST.encode(),
+        MANIFEST.descriptor.digest.encode(),
+    )
+    index = b'{"schemaVersion":2,"manifests":[' + entry * 99_999 + entry[:-1] + b"]}"
+    async with FaultyRegistry() as registry:
+        registry.add_manifest("r", "1", index, media.OCI_INDEX)
+        async with repository(f"{registry.address}/r:1", HTTP) as target:
+            with pytest.raises(OutOfRange, match=f"{registry.address}/r:1"):
+                await target.resolve()

@@ -1,16 +1,17 @@
 """The bytes of a blob, in order, from whoever gives them: resumed where they broke off, from the next host if need be.
 
-A large blob is fetched in ranges. Connections are added while the reader has to wait for bytes; each has at most one
-range in memory.
+A large blob is fetched in ranges where the first of them comes slowly, else as one stream. Connections are added while
+the reader has to wait for bytes; each has at most one range in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
+from orlop.core import clock
 from orlop.core.descriptor import Descriptor
 from orlop.errors import OrlopError
 from orlop.registry.bandwidth import Bandwidth, Budget
@@ -19,6 +20,9 @@ from orlop.registry.outcomes import Outcome
 from orlop.registry.retries import Retries
 from orlop.registry.settings import Settings
 from orlop.registry.source import Source, WrongRange
+
+_SAMPLE = 256 << 10
+"""Bytes by which the speed of a connection is judged."""
 
 _PROGRESS = 1 << 20
 """So many bytes since the last failure are worth new attempts; fewer could go on for ever."""
@@ -112,11 +116,26 @@ class Download:
                     yield chunk
                 return
             self._started = part.end
-            self._widen(source)
-            async for chunk in part.chunks(start):
+            async for chunk in self._sampled(source, part.chunks(start)):
                 yield chunk
-        async for chunk in self._rest(source):
+        if self._pieces:
+            async for chunk in self._rest(source):
+                yield chunk
+            return
+        async with source.open(self._started, None) as part:
+            async for chunk in part.chunks(self._started):
+                yield chunk
+
+    async def _sampled(self, source: Source, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The first range; a second connection is opened beside it if it turns out to be slow."""
+        came, waited, since = 0, 0.0, clock.monotonic()
+        async for chunk in chunks:
+            waited += clock.monotonic() - since
+            came += len(chunk)
+            if came >= _SAMPLE and came < waited * self._settings.single_rate and not self._pieces:
+                self._widen(source)
             yield chunk
+            since = clock.monotonic()
 
     async def _rest(self, source: Source) -> AsyncGenerator[bytes, None]:
         """The pieces behind the first, in order; each that has been read makes room for another."""

@@ -28,6 +28,7 @@ class RegistriesConfig(msgspec.Struct, kw_only=True):
     range_size: int = 8 << 20
     ranges: int = 4
     extra_ranges: int = 8
+    single_rate: int = 64 << 20
     bandwidth: int = 0
     upload_chunk: int = 0
 
@@ -51,6 +52,7 @@ async def _registries(context: InitContext) -> HttpRegistries:
             range_size=config.range_size,
             ranges=config.ranges,
             extra_ranges=config.extra_ranges,
+            single_rate=config.single_rate,
             bandwidth=config.bandwidth,
             upload_chunk=config.upload_chunk,
             user_agent=f"orlop/{context.daemon.version}",

@@ -27,6 +27,8 @@ class Settings:
     """Connections for one blob at most; 1 for no ranges."""
     extra_ranges: int = 8
     """Connections of all blobs together, beside the first of each."""
+    single_rate: int = 64 << 20
+    """A connection that brings so many bytes a second needs none beside it: they would only cost."""
     bandwidth: int = 0
     """Bytes a second that all fetches together may take; 0 for no limit."""
     upload_chunk: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from urllib.parse import urljoin, urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
+from orlop.core import clock
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.registry import tls
 from orlop.registry.failures import BODY_LIMIT, Broken, Unreachable
@@ -129,6 +130,33 @@ class Answer:
         return Broken.verbatim(f"{self.request.shown}: {_why(error)}")
 
 
+class _Sending:
+    """A body on its way: given up where the server takes nothing more of it. (Reading has a limit of aiohttp's own.)"""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._moved_at = clock.monotonic()
+        self._ended = False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        async for piece in self._body.open():
+            yield piece
+            self._moved_at = clock.monotonic()
+        self._ended = True
+
+    async def watch(self, begun: Awaitable[aiohttp.ClientResponse], limit: float) -> aiohttp.ClientResponse:
+        task = asyncio.ensure_future(begun)
+        try:
+            while not (await asyncio.wait([task], timeout=limit))[0]:
+                if not self._ended and clock.monotonic() - self._moved_at >= limit:
+                    raise TimeoutError
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+
 class Transport:
     """Sends requests. Sessions begin with the first request; `close` ends all connections."""
 
@@ -165,13 +193,13 @@ class Transport:
         headers.update(request.private)
         if request.body is not None:
             headers["Content-Length"] = str(request.body.size)
-        body = request.body.open() if request.body is not None and request.body.size else None
+        sending = _Sending(request.body) if request.body is not None and request.body.size else None
         try:
-            return await self._opened().request(
+            begun = self._opened().request(
                 request.method,
                 URL(request.url, encoded=True),
                 headers=headers,
-                data=body,
+                data=sending.pieces() if sending else None,
                 allow_redirects=False,
                 ssl=self._contexts.of(request.tls) if secure else True,
                 proxy=Proxies.of(os.environ).of_url(parts.scheme, parts.netloc) or None,
@@ -181,6 +209,7 @@ class Transport:
                     sock_read=settings.stall_timeout,
                 ),
             )
+            return await (sending.watch(begun, settings.stall_timeout) if sending else begun)
         except aiohttp.InvalidURL:
             raise InvalidArgument.verbatim(f"{request.shown}: no valid URL") from None
         except ssl.SSLError as error:
@@ -265,7 +294,7 @@ def header_values(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ..
 
 def _why(error: BaseException) -> str:
     if isinstance(error, aiohttp.ServerTimeoutError | asyncio.TimeoutError):
-        return "no byte came within the time limit"
+        return "no byte went or came within the time limit"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"no address for {error.host}: {error.os_error.strerror or error.os_error}"
     if isinstance(error, aiohttp.ClientHttpProxyError):
