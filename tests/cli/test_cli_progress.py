@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from orlop.cli import progress
@@ -44,12 +46,13 @@ def test_a_board_shows_each_part_and_the_whole() -> None:
     board.part("bbbbbbbbbbbb", "downloading", 512, 2048)
     board.part("cccccccccccc", SHARED, 0, 3072)
     board.part("dddddddddddd", WAITING, 0, 1024)
-    assert board.lines(24) == [
+    *lines, whole = board.lines(24)
+    assert re.fullmatch(r"pulling x  2 of 4 layers, 1 here already, 522 B at [0-9.]+ \w+/s", whole)
+    assert lines == [
         "aaaaaaaaaaaa  done          10 B",
         "bbbbbbbbbbbb  downloading   ━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  512 B of 2.0 KiB",
         "cccccccccccc  here already  3.0 KiB",
         "dddddddddddd  waiting       1.0 KiB",
-        "pulling x  2 of 4 layers, 1 here already",
     ]
 
 
@@ -61,7 +64,18 @@ def test_what_has_ended_gives_way_where_a_terminal_is_low() -> None:
     assert len(lines) <= 8
     assert [line.split()[1] for line in lines[:5]] == ["downloading"] * 3 + [WAITING] * 2
     assert lines[5] == "… 35 more"
-    assert lines[6].endswith("30 of 40 layers")
+    assert "30 of 40 layers" in lines[6]
+
+
+def test_what_is_quick_counts_as_arrived_and_what_was_here_does_not() -> None:
+    board = Board()
+    for phase in (WAITING, "extracting", DONE):
+        board.part("quick", phase, 0, 1000)
+    for phase in (WAITING, SHARED, "extracting", DONE):
+        board.part("shared", phase, 0, 1000)
+    board.part("coming", WAITING, 0, 1000)
+    assert {part.title: part.arrived for part in board.parts.values()} == {"quick": 1000, "shared": 0, "coming": 0}
+    assert board.lines(9)[0] == "quick         done          1000 B"
 
 
 def test_a_rate_is_of_the_phase_that_is_on() -> None:

@@ -34,6 +34,8 @@ class Part:
     began: float = field(default_factory=time.monotonic)
     done_before: int = 0
     """What was there when the phase began."""
+    arrived: int = 0
+    """Bytes that have been moved for it, in whatever phase; none for what was here already."""
 
     def rate(self) -> float:
         """Bytes a second in this phase; 0 where nothing has moved."""
@@ -100,6 +102,7 @@ class Board:
         self.said = ""
         self.parts: dict[str, Part] = {}
         self._began = time.monotonic()
+        self._shared: set[str] = set()
 
     def say(self, text: str) -> None:
         self.said = text
@@ -109,6 +112,11 @@ class Board:
         if part.phase != phase:
             part.phase, part.began, part.done_before = phase, time.monotonic(), done
         part.done, part.total = done, total or part.total
+        if phase == SHARED:
+            self._shared.add(title)
+        elif title not in self._shared:
+            # What is quick is done before anybody has told how far it is.
+            part.arrived = max(part.arrived, done if done or phase == WAITING else part.total)
 
     def lines(self, height: int) -> list[str]:
         """The display in at most `height` lines. Where parts do not fit, those that have ended give way first."""
@@ -131,15 +139,16 @@ class Board:
         text = output.plain(self.said)
         if parts:
             text += f"  {ended} of {len(parts)} layers" + (f", {shared} here already" if shared else "")
-            rate = sum(part.rate() for part in parts if part.phase not in _ENDED)
-            if rate:
-                text += f", {output.size(int(rate))}/s"
+            arrived = sum(part.arrived for part in parts)
+            if arrived:
+                rate = arrived / max(time.monotonic() - self._began, 0.1)
+                text += f", {output.size(arrived)} at {output.size(int(rate))}/s"
         return text
 
 
 def _line(part: Part) -> str:
     text = f"{part.title:<12}  {part.phase:<12}"
-    if part.phase in _ENDED or part.phase == WAITING or not part.total:
+    if part.phase in _ENDED or not part.done or not part.total:
         return f"{text}  {output.size(part.total) if part.total else ''}".rstrip()
     full = min(part.done, part.total) * _BAR // part.total
     text += f"  {'━' * full}{'╌' * (_BAR - full)}  {output.size(part.done)} of {output.size(part.total)}"
