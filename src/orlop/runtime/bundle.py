@@ -25,6 +25,7 @@ from orlop.mounts.mount import unmount_all
 
 log = logging.getLogger(__name__)
 
+SANDBOX_FILE = "sandbox"
 BOOTSTRAP_FILE = "bootstrap.json"
 BINARY_FILE = "shim-binary-path"
 _PARENT_MODE = 0o711
@@ -86,6 +87,16 @@ class Bundle:
         _write(self.path / BINARY_FILE, binary.encode(), 0o600)
         faults.point("runtime.bundle.binary")
         _write(self.path / BOOTSTRAP_FILE, msgspec.json.encode(bootstrap), 0o644)
+
+    def write_sandbox(self, id: str) -> None:
+        _write(self.path / SANDBOX_FILE, id.encode(), 0o600)
+
+    def sandbox(self) -> str:
+        """The id of the sandbox whose shim serves this bundle; empty if it has one of its own."""
+        try:
+            return _read(self.path / SANDBOX_FILE).decode().strip()
+        except FileNotFoundError:
+            return ""
 
     def binary(self) -> str:
         """The shim binary that served this bundle; empty if none was started."""

@@ -31,6 +31,8 @@ class Shim:
         """Of the shim process; 0 while it is not known."""
         self.ending = False
         """We end it ourselves, so that its connection's end is no news."""
+        self.joined = False
+        """It is a sandbox's shim: not ours to end."""
         self.dead = False
         self.buried = asyncio.Event()
         """Set when nothing of a dead shim is left."""
@@ -54,16 +56,20 @@ class Shim:
 
     async def call(self, method: str, request: Message, response: type[R], timeout: float | None = None) -> R:
         """Calls the task service. A shim that does not know version 3 is asked in version 2 from then on."""
-        headers = {"containerd-namespace-ttrpc": self.namespace}
         try:
-            return await self._client.call(
-                f"containerd.task.v{self._version}.Task", method, request, response, timeout=timeout, metadata=headers
-            )
+            return await self.ask(f"containerd.task.v{self._version}.Task", method, request, response, timeout)
         except Unimplemented:
             if self._version <= 2 or method not in ("Create", "Connect"):
                 raise
             self._version = 2
             return await self.call(method, request, response, timeout)
+
+    async def ask(
+        self, service: str, method: str, request: Message, response: type[R], timeout: float | None = None
+    ) -> R:
+        """Calls any service of the shim."""
+        headers = {"containerd-namespace-ttrpc": self.namespace}
+        return await self._client.call(service, method, request, response, timeout=timeout, metadata=headers)
 
     async def identify(self, timeout: float) -> None:
         """Learns the pid of the shim process. Raises what the call does."""
@@ -109,17 +115,18 @@ class Shim:
             return False
         return True
 
-    async def shut_down(self, timeout: float) -> bool:
+    async def shut_down(self, timeout: float, *, wait: bool = True) -> bool:
         """Asks the shim to end, which one that has other containers does not. True if the connection ended."""
         self.ending = True
         try:
             async with asyncio.timeout(timeout):
                 with contextlib.suppress(OrlopError):
                     await self.call("Shutdown", shim_pb2.ShutdownRequest(id=self.id), Empty)
-                await self.wait_closed()
+                if wait:
+                    await self.wait_closed()
         except TimeoutError:
             return False
-        return True
+        return wait
 
     async def close(self) -> None:
         self.ending = True

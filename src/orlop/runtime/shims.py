@@ -151,6 +151,16 @@ class ShimManager:
         await self._run_delete(bundle, binary.path)
         await asyncio.to_thread(remove_dead, bootstrap.address)
 
+    async def join(self, bundle: Bundle, binary: ShimBinary, sandbox: Shim) -> Shim:
+        """A connection for `bundle` to the shim of `sandbox`, which serves it too."""
+        bundle.write_bootstrap(sandbox.bootstrap, sandbox.binary or binary.path)
+        bundle.write_sandbox(sandbox.id)
+        client = await Client.connect(sandbox.bootstrap.address, self.limits.load)
+        shim = Shim(bundle, sandbox.bootstrap, sandbox.binary or binary.path, client)
+        shim.joined = True
+        await shim.identify(self.limits.load)
+        return shim
+
     def add(self, shim: Shim) -> None:
         """Makes the shim known, and watches it from now on."""
         if shim.key in self._shims:
@@ -180,7 +190,9 @@ class ShimManager:
         shim.ending = True
         if force:
             await self._run_delete(shim.bundle, shim.binary)
-        if not await shim.shut_down(self.limits.shutdown) and not self._is_shared(shim):
+        # One that others use ends when the last of them says so: it is told, and not waited for.
+        is_kept = shim.joined or self._is_shared(shim)
+        if not await shim.shut_down(self.limits.shutdown, wait=not is_kept) and not is_kept:
             log.warning("shim %s (pid %d) does not end: it is killed", shim.id, shim.pid)
             shim.kill()
         await shim.close()
@@ -236,6 +248,7 @@ class ShimManager:
             await self._bury(bundle, binary, recorded.address)
             return
         shim = Shim(bundle, recorded, binary, client)
+        shim.joined = bool(bundle.sandbox())
         try:
             await shim.identify(self.limits.load)
             await shim.call("State", shim_pb2.StateRequest(id=shim.id), shim_pb2.StateResponse, self.limits.load)

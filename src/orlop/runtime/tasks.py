@@ -60,6 +60,12 @@ class OciRuntimes(Protocol):
     def for_spec(self, spec: bytes | None) -> str: ...
 
 
+class Sandboxes(Protocol):
+    """The sandboxes that run, which this room knows by their shims."""
+
+    def find(self, namespace: str, id: str) -> Shim | None: ...
+
+
 class TaskManager:
     def __init__(
         self,
@@ -77,6 +83,8 @@ class TaskManager:
         self._runtime = runtime or OciRuntime("runc")
         self._runtime_root = runtime_root
         self._mounts = mounts
+        self.sandboxes: Sandboxes | None = None
+        """Set where there is a sandbox controller."""
         self._busy: set[tuple[str, str]] = set()
         self._owner = Owner()
 
@@ -123,7 +131,11 @@ class TaskManager:
             made.unpacking = self._owner.start(unpacking, f"checkpoint of {container.id}")
             await asyncio.shield(made.unpacking)
             restore = str(directory)
-        starting = self._shims.start(made.bundle, made.binary, options, spec)
+        sandbox = self._sandbox_of(scope, container)
+        if sandbox is not None:
+            starting = self._shims.join(made.bundle, made.binary, sandbox)
+        else:
+            starting = self._shims.start(made.bundle, made.binary, options, spec)
         made.starting = self._owner.start(starting, f"shim of {container.id}")
         try:
             made.shim = await asyncio.shield(made.starting)
@@ -168,6 +180,13 @@ class TaskManager:
         if self._mounts is not None:
             with contextlib.suppress(NotFound):
                 await self._mounts.deactivate(scope, id)
+
+    def _sandbox_of(self, scope: Scope, container: Container) -> Shim | None:
+        """The shim of the container's sandbox. One that does not run is no hindrance: the shim is started as usual."""
+        if not container.sandbox or self.sandboxes is None:
+            return None
+        shim = self.sandboxes.find(scope.namespace, container.sandbox)
+        return shim if shim is not None and shim.bootstrap.version >= contract.MAX_VERSION else None
 
     def _with_defaults(self, options: Typed | None, spec: bytes | None) -> Typed | None:
         """The options with the runtime for this host, and its state below ours, where they name none.

@@ -125,6 +125,15 @@ def _sandboxes(context: InitContext) -> Any:
     return context.get_by_id(T.SANDBOX_STORE, "local")
 
 
+async def _sandbox_controllers(context: InitContext) -> Any:
+    from orlop.api.services.sandbox.v1 import sandbox_pb2
+    from orlop.rpc.service import Service
+    from orlop.services.sandbox_controllers import SandboxControllerService
+
+    servicer = SandboxControllerService(context.get_all(T.SANDBOX_CONTROLLER), context.get(T.EVENT).publisher)
+    return Service(sandbox_pb2.DESCRIPTOR.services_by_name["Controller"], servicer)
+
+
 def _leases(context: InitContext) -> Any:
     return context.get_by_id(T.LEASE, "manager")
 
@@ -167,6 +176,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _of("mounts", "Mounts", "MountsService", _mounts, T.MOUNT_MANAGER),
     _of("namespaces", "Namespaces", "NamespacesService", _noun("namespaces"), T.SERVICE),
     _of("sandboxes", "Store", "SandboxStoreService", _sandboxes, T.SANDBOX_STORE),
+    _grpc("sandbox-controllers", (T.SANDBOX_CONTROLLER, T.EVENT), _sandbox_controllers),
     _of("snapshots", "Snapshots", "SnapshotsService", _noun("snapshots"), T.SERVICE),
     _grpc("streaming", (T.STREAMING,), _streaming),
     _of("tasks", "Tasks", "TasksService", _noun("tasks"), T.SERVICE),

@@ -27,6 +27,7 @@ from orlop.shim.oom import OomWatcher
 from orlop.shim.process import Process
 from orlop.shim.publisher import Publisher
 from orlop.shim.reaper import Exit, Reaper
+from orlop.shim.sandbox import SandboxService
 from orlop.shim.stdio import Stdio
 from orlop.shim.ttrpc import Interface, Service
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _NEVER_SECONDS = -62135596800
 """Go's zero time, which clients take for "has not happened"."""
 _INTERFACE = Interface.of(v3.DESCRIPTOR.services_by_name["Task"])
+_SIGKILL = 9
 _VERSION_2 = "containerd.task.v2.Task"
 _STATUS = {
     "created": task_pb2.CREATED,
@@ -60,6 +62,7 @@ class TaskService:
         self._publisher = publisher
         self._end = end
         self._containers: dict[str, Container] = {}
+        self.sandbox = SandboxService(reaper, self._stop_all, self._end_if_empty)
         self._cgroups: dict[str, Cgroup] = {}
         self._reserved: set[str] = set()
         self._watchers: set[loop.Task[None]] = set()
@@ -68,7 +71,7 @@ class TaskService:
     def services(self) -> dict[str, Service]:
         """This service under both of its names: all that version 2 knows is the same bytes in version 3."""
         service = Service(_INTERFACE, self)
-        return {_INTERFACE.name: service, _VERSION_2: service}
+        return {_INTERFACE.name: service, _VERSION_2: service} | self.sandbox.service()
 
     async def settled(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for exits that are being published."""
@@ -244,10 +247,21 @@ class TaskService:
         return v3.ConnectResponse(shim_pid=os.getpid(), task_pid=container.init.pid if container else 0)
 
     async def Shutdown(self, request: v3.ShutdownRequest, call: Call) -> Empty:
-        """Ends the shim unless it still has containers."""
-        if not self._containers and not self._reserved:
-            self._end()
+        """Ends the shim unless it still has containers or a sandbox."""
+        self._end_if_empty()
         return Empty()
+
+    def _end_if_empty(self) -> None:
+        if not self._containers and not self._reserved and not self.sandbox.is_there:
+            self._end()
+
+    async def _stop_all(self) -> None:
+        """Ends what runs in the containers; they stay, to be deleted."""
+        for container in list(self._containers.values()):
+            try:
+                await container.kill(_SIGKILL, all=True)
+            except OrlopError as error:
+                log.info("container %s: %s", container.id, error)
 
     def _container(self, id: str) -> Container:
         try:

@@ -1,0 +1,201 @@
+"""The controller `shim`: a sandbox is a shim with the Sandbox service, into which its containers go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from orlop.api.runtime.sandbox.v1 import sandbox_pb2 as api
+from orlop.core import clock
+from orlop.core.mount import Mount
+from orlop.core.sandbox import Sandbox
+from orlop.core.scope import Scope
+from orlop.core.typed import Typed
+from orlop.core.wire import common
+from orlop.errors import AlreadyExists, NotFound, OrlopError, Unavailable, Unknown
+from orlop.rpc.ttrpc import Client
+from orlop.runtime.bundle import Bundle, Bundles
+from orlop.runtime.owner import Owner
+from orlop.runtime.shim import Shim
+from orlop.runtime.shims import ShimManager
+
+log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Message)
+
+SERVICE = "containerd.runtime.sandbox.v1.Sandbox"
+Key = tuple[str, str]
+
+
+class ShimController:
+    """Sandboxes of all namespaces, by namespace and id. Errors are worded as containerd's clients know them."""
+
+    def __init__(self, bundles: Bundles, shims: ShimManager) -> None:
+        self._bundles = bundles
+        self._shims = shims
+        self._sandboxes: dict[Key, Shim] = {}
+        self._busy: set[Key] = set()
+        self._owner = Owner()
+
+    def find(self, namespace: str, id: str) -> Shim | None:
+        """The shim of a sandbox that is there."""
+        return self._sandboxes.get((namespace, id))
+
+    async def create(
+        self,
+        scope: Scope,
+        sandbox: Sandbox,
+        *,
+        rootfs: Sequence[Mount] = (),
+        options: Typed | None = None,
+        netns_path: str = "",
+        annotations: Mapping[str, str] | None = None,
+    ) -> None:
+        key = (scope.namespace, sandbox.id)
+        if key in self._busy or key in self._sandboxes:
+            raise AlreadyExists(f"sandbox {sandbox.id} already running")
+        self._busy.add(key)
+        try:
+            binary = self._shims.binaries.resolve(sandbox.runtime.name)
+            spec = sandbox.spec.value if sandbox.spec is not None else None
+            bundle = await asyncio.to_thread(self._bundles.create, scope.namespace, sandbox.id, spec)
+            try:
+                shim = await self._shims.start(bundle, binary, sandbox.runtime.options, spec)
+            except OrlopError as error:
+                await self._shims.forget(bundle)
+                raise error.within(f"failed to start new shim for sandbox {sandbox.id}") from None
+            request = api.CreateSandboxRequest(
+                sandbox_id=sandbox.id,
+                bundle_path=str(bundle.path),
+                rootfs=common.mounts(rootfs),
+                options=common.any_of(options),
+                netns_path=netns_path,
+                annotations=dict(annotations or {}),
+            )
+            try:
+                await self._call(shim, "CreateSandbox", request, api.CreateSandboxResponse)
+            except OrlopError as error:
+                await self._end(shim)
+                raise error.within(f"failed to create sandbox {sandbox.id}") from None
+            self._add(shim)
+        finally:
+            self._busy.discard(key)
+
+    async def start(self, scope: Scope, id: str) -> api.StartSandboxResponse:
+        shim = self.find(scope.namespace, id)
+        if shim is None:
+            raise Unknown(f'unable to find sandbox "{id}"')
+        try:
+            return await self._call(
+                shim, "StartSandbox", api.StartSandboxRequest(sandbox_id=id), api.StartSandboxResponse
+            )
+        except OrlopError as error:
+            await self._end(shim)
+            raise error.within(f"failed to start sandbox {id}") from None
+
+    async def stop(self, scope: Scope, id: str, timeout: int) -> None:
+        shim = self.find(scope.namespace, id)
+        if shim is None:
+            return
+        try:
+            request = api.StopSandboxRequest(sandbox_id=id, timeout_secs=timeout)
+            await self._call(shim, "StopSandbox", request, api.StopSandboxResponse)
+        except (NotFound, Unavailable):
+            return
+        except OrlopError as error:
+            raise error.within("failed to stop sandbox") from None
+
+    async def shutdown(self, scope: Scope, id: str) -> None:
+        shim = self._require(scope, id)
+        try:
+            request = api.ShutdownSandboxRequest(sandbox_id=id)
+            await self._call(shim, "ShutdownSandbox", request, api.ShutdownSandboxResponse)
+        except OrlopError as error:
+            raise error.within("failed to shutdown sandbox") from None
+        await self._owner.finish(self._end(shim), f"end of sandbox {id}")
+
+    async def wait(self, scope: Scope, id: str) -> api.WaitSandboxResponse:
+        try:
+            request = api.WaitSandboxRequest(sandbox_id=id)
+            return await self._call(self._require(scope, id), "WaitSandbox", request, api.WaitSandboxResponse)
+        except NotFound:
+            raise
+        except OrlopError as error:
+            raise error.within(f"failed to wait sandbox {id}") from None
+
+    async def status(self, scope: Scope, id: str, *, verbose: bool = False) -> api.SandboxStatusResponse:
+        """One that is not there has ended just now."""
+        shim = self.find(scope.namespace, id)
+        if shim is None:
+            return api.SandboxStatusResponse(sandbox_id=id, exited_at=common.timestamp(clock.now()))
+        request = api.SandboxStatusRequest(sandbox_id=id, verbose=verbose)
+        return await self._call(shim, "SandboxStatus", request, api.SandboxStatusResponse)
+
+    async def platform(self, scope: Scope, id: str) -> api.PlatformResponse:
+        request = api.PlatformRequest(sandbox_id=id)
+        return await self._call(self._require(scope, id), "Platform", request, api.PlatformResponse)
+
+    async def metrics(self, scope: Scope, id: str) -> api.SandboxMetricsResponse:
+        request = api.SandboxMetricsRequest(sandbox_id=id)
+        return await self._call(self._require(scope, id), "SandboxMetrics", request, api.SandboxMetricsResponse)
+
+    async def load_existing(self) -> None:
+        """Connects to the sandboxes that an earlier daemon started; what is left of others is removed."""
+        for bundle in await asyncio.to_thread(lambda: list(self._bundles.walk())):
+            try:
+                await self._load(bundle)
+            except (OSError, OrlopError) as error:
+                log.warning("sandbox of %s is gone: %s", bundle.path, error)
+                await asyncio.to_thread(bundle.remove)
+
+    async def close(self) -> None:
+        """Lets go of all sandboxes, which run on."""
+        for shim in list(self._sandboxes.values()):
+            await shim.close()
+        await self._owner.close()
+
+    async def _load(self, bundle: Bundle) -> None:
+        recorded = bundle.bootstrap()
+        if recorded is None:
+            raise NotFound(f"address of sandbox {bundle.id}")
+        limit = self._shims.limits.load
+        shim = Shim(bundle, recorded, bundle.binary(), await Client.connect(recorded.address, limit))
+        try:
+            await shim.identify(limit)
+            await self._call(shim, "PingSandbox", api.PingRequest(sandbox_id=bundle.id), api.PingResponse, limit)
+        except OrlopError:
+            await shim.close()
+            raise
+        self._add(shim)
+
+    def _add(self, shim: Shim) -> None:
+        self._sandboxes[shim.key] = shim
+        self._owner.start(self._watch(shim), f"watch of sandbox {shim.id}")
+
+    async def _watch(self, shim: Shim) -> None:
+        await shim.wait_closed()
+        if not shim.ending:
+            log.warning("sandbox %s: its shim is gone", shim.id)
+            await self._end(shim)
+
+    async def _end(self, shim: Shim) -> None:
+        """Ends the shim, unless containers keep it, and removes the bundle."""
+        await shim.shut_down(self._shims.limits.shutdown)
+        await shim.close()
+        await self._shims.forget(shim.bundle)
+        if self._sandboxes.get(shim.key) is shim:
+            del self._sandboxes[shim.key]
+
+    def _require(self, scope: Scope, id: str) -> Shim:
+        shim = self.find(scope.namespace, id)
+        if shim is None:
+            raise NotFound(f"sandbox {id}")
+        return shim
+
+    async def _call(
+        self, shim: Shim, method: str, request: Message, response: type[R], timeout: float | None = None
+    ) -> R:
+        return await shim.ask(SERVICE, method, request, response, timeout)

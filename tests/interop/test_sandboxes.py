@@ -1,0 +1,169 @@
+"""The sandbox API over the wire, with containers that go into a sandbox's shim."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+from real_daemon import IMAGE, Archives, Daemon
+
+from orlop.api.services.containers.v1 import containers_pb2
+from orlop.api.services.sandbox.v1 import sandbox_pb2 as pb
+from orlop.api.services.tasks.v1 import tasks_pb2
+from orlop.api.types import sandbox_pb2 as types
+
+pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
+
+JOINED = {"network": "net", "ipc": "ipc", "uts": "uts"}
+SPEC = {"hostname": "pod", "linux": {"namespaces": [{"type": kind} for kind in JOINED]}}
+RUNTIME = "io.containerd.runc.v2"
+
+
+class Wire:
+    """Calls of the daemon's API, in the namespace `default`."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.channel = grpc.insecure_channel(f"unix://{daemon.address}")
+
+    def call(self, service: str, method: str, request: Any, answer: Any) -> Any:
+        stub = self.channel.unary_unary(
+            f"/{service}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return stub(request, metadata=[("containerd-namespace", "default")], timeout=60)
+
+    def controller(self, method: str, id: str, **fields: Any) -> Any:
+        request = getattr(pb, f"Controller{method}Request")(sandbox_id=id, **({"sandboxer": "shim"} | fields))
+        answer = getattr(pb, f"Controller{method}Response")
+        return self.call("containerd.services.sandbox.v1.Controller", method, request, answer)
+
+    def create(self, id: str) -> None:
+        spec = AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec")
+        spec.value = json.dumps(SPEC).encode()
+        sandbox = types.Sandbox(sandbox_id=id, runtime={"name": RUNTIME}, spec=spec, sandboxer="shim")
+        store = pb.StoreCreateRequest(sandbox=sandbox)
+        self.call("containerd.services.sandbox.v1.Store", "Create", store, pb.StoreCreateResponse)
+        self.controller("Create", id, sandbox=sandbox)
+
+    def run_in(self, daemon: Daemon, sandbox: str, name: str, pid: int) -> int:
+        """A container of `sandbox` in its namespaces; the pid of its process."""
+        joins = [f"--with-ns={kind}:/proc/{pid}/ns/{file}" for kind, file in JOINED.items()]
+        daemon.ctr("containers", "create", *joins, IMAGE, name, "sleep", "600")
+        service = "containerd.services.containers.v1.Containers"
+        found = self.call(
+            service, "Get", containers_pb2.GetContainerRequest(id=name), containers_pb2.GetContainerResponse
+        ).container
+        self.call(service, "Delete", containers_pb2.DeleteContainerRequest(id=name), AnyMessage)
+        found.sandbox = sandbox
+        request = containers_pb2.CreateContainerRequest(container=found)
+        self.call(service, "Create", request, containers_pb2.CreateContainerResponse)
+        daemon.ctr("tasks", "start", "-d", name)
+        answer = self.call(
+            "containerd.services.tasks.v1.Tasks",
+            "Get",
+            tasks_pb2.GetRequest(container_id=name),
+            tasks_pb2.GetResponse,
+        )
+        return int(answer.process.pid)
+
+
+@pytest.fixture(scope="module")
+def pods(make_daemon: Callable[..., Daemon], archives: Archives) -> Daemon:
+    """A daemon of these tests alone, as they kill it."""
+    daemon = make_daemon()
+    daemon.ctr("images", "import", archives.oci)
+    return daemon
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details()
+
+
+def test_two_containers_run_in_the_shim_and_the_namespaces_of_a_sandbox(pods: Daemon, name: str) -> None:
+    wire, names = Wire(pods), [f"{name}-a", f"{name}-b"]
+    wire.create(name)
+    assert refused(lambda: wire.controller("Create", name, sandbox={"sandbox_id": name}))[0] is (
+        grpc.StatusCode.ALREADY_EXISTS
+    )
+    holder = wire.controller("Start", name).pid
+    try:
+        pids = [wire.run_in(pods, name, container, holder) for container in names]
+        assert {parent_of(pid) for pid in [*pids, holder]} == {parent_of(holder)}
+        for pid in pids:
+            for file in JOINED.values():
+                assert os.readlink(f"/proc/{pid}/ns/{file}") == os.readlink(f"/proc/{holder}/ns/{file}")
+        assert pods.ctr("tasks", "exec", "--exec-id", "e", names[0], "hostname").stdout == "pod\n"
+        status = wire.controller("Status", name)
+        assert (status.state, status.pid) == ("SANDBOX_READY", holder)
+        # Neither a killed daemon nor the end of one container disturbs the others.
+        pods.stop(signal.SIGKILL)
+        pods.start()
+        wire = Wire(pods)
+        assert wire.controller("Status", name).state == "SANDBOX_READY"
+        pods.ctr("tasks", "rm", "-f", names[0])
+        assert pods.ctr("tasks", "exec", "--exec-id", "e", names[1], "echo", "here").stdout == "here\n"
+        waiting = wire.channel.unary_unary(
+            "/containerd.services.sandbox.v1.Controller/Wait",
+            request_serializer=pb.ControllerWaitRequest.SerializeToString,
+            response_deserializer=pb.ControllerWaitResponse.FromString,
+        ).future(
+            pb.ControllerWaitRequest(sandbox_id=name, sandboxer="shim"), metadata=[("containerd-namespace", "default")]
+        )
+        wire.controller("Stop", name)
+        assert waiting.result(60).exit_status == 137
+        assert wire.controller("Status", name).state == "SANDBOX_NOTREADY"
+    finally:
+        for container in names:
+            pods.ctr("tasks", "rm", "-f", container, check=False)
+            pods.ctr("containers", "rm", container, check=False)
+    shim = parent_of_shim(pods, name)
+    wire.controller("Shutdown", name)
+    assert not shim.exists()
+    assert wire.controller("Status", name).state == ""
+
+
+def parent_of_shim(daemon: Daemon, sandbox: str) -> Path:
+    bundle = daemon.work / "state" / "io.containerd.sandbox.controller.v1.shim" / "default" / sandbox
+    assert bundle.is_dir()
+    return bundle
+
+
+def test_what_is_not_there_is_told_as_clients_know_it(pods: Daemon, name: str) -> None:
+    wire = Wire(pods)
+    assert refused(lambda: wire.controller("Start", name, sandboxer="")) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "invalid argument: sandbox controller name can not be empty",
+    )
+    assert refused(lambda: wire.controller("Start", name, sandboxer="no")) == (
+        grpc.StatusCode.NOT_FOUND,
+        "not found: failed to get sandbox controller by no",
+    )
+    assert refused(lambda: wire.controller("Start", name)) == (
+        grpc.StatusCode.UNKNOWN,
+        f'failed to start sandbox "{name}": unable to find sandbox "{name}"',
+    )
+    for method in ("Shutdown", "Wait", "Platform"):
+        assert refused(lambda method=method: wire.controller(method, name))[0] is grpc.StatusCode.NOT_FOUND  # type: ignore[misc]
+    wire.controller("Stop", name)
+    assert wire.controller("Status", name).exited_at.seconds > 0
+
+
+def test_a_sandbox_of_a_runtime_that_is_not_there_leaves_nothing(pods: Daemon, name: str) -> None:
+    wire = Wire(pods)
+    sandbox = types.Sandbox(sandbox_id=name, runtime={"name": "io.example.nothing.v1"})
+    assert refused(lambda: wire.controller("Create", name, sandbox=sandbox))[0] is grpc.StatusCode.UNKNOWN
+    assert wire.controller("Status", name).state == ""
