@@ -18,6 +18,7 @@ from orlop.images.unpack import chain_ids
 from orlop.layers.differ import WalkingDiffer
 from orlop.layers.keep import Keepers
 from orlop.metadata.snapshots import NamespacedSnapshots
+from orlop.mounts.mount import unmount_all
 from orlop.snapshots import probe
 from orlop.snapshots.overlayfs import OverlaySnapshotter
 from orlop.transfer.unpacking import UnpackTarget
@@ -65,6 +66,7 @@ async def _pulled(root: Path, at_once: int, *, keeps: bool) -> list[tuple[str, i
             return await _tree(world)
         finally:
             await driver.close()
+            unmount_all(root)  # a view still lies over the layers: their mounts stay with it
 
 
 async def _tree(world: PullWorld) -> list[tuple[str, int, bytes]]:
