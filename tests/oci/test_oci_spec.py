@@ -221,3 +221,11 @@ def test_host_names_need_a_namespace_of_their_own() -> None:
     assert spec_of(hostname="box")["hostname"] == "box"
     with pytest.raises(InvalidArgument, match="uts namespace"):
         spec_of(hostname="box", namespaces=Namespaces(uts="host"))
+
+
+def test_without_privileges_there_is_no_cgroup_and_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orlop.oci.spec.in_user_namespace", lambda: True)
+    assert "cgroupsPath" not in spec_of()["linux"]
+    assert spec_of(cgroup_parent="/user.slice/mine")["linux"]["cgroupsPath"] == "/user.slice/mine/id"
+    with pytest.raises(FailedPrecondition, match="limits of memory, pids need a cgroup"):
+        spec_of(resources=Resources(memory=1 << 20, pids=5))

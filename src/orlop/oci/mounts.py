@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orlop.errors import InvalidArgument
-from orlop.oci.namespaces import HOST, Namespaces
+from orlop.oci.namespaces import HOST, Namespaces, has_group
 
 SHARED, SLAVE = ("shared", "rshared"), ("slave", "rslave")
 _STRICT = ("nosuid", "noexec", "nodev")
@@ -92,7 +92,9 @@ def root_propagation(mounts: Sequence[BindMount | Tmpfs]) -> str:
 def _pts_options(namespaces: Namespaces) -> list[str]:
     options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     groups = namespaces.gid_mappings
-    if not groups or any(entry.container <= _TTY_GROUP < entry.container + entry.size for entry in groups):
+    if any(entry.container <= _TTY_GROUP < entry.container + entry.size for entry in groups) or (
+        not groups and has_group(_TTY_GROUP)
+    ):
         options.append(f"gid={_TTY_GROUP}")
     return options
 

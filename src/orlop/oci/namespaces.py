@@ -13,6 +13,7 @@ PRIVATE, HOST = "private", "host"
 KINDS = ("pid", "ipc", "uts", "mount", "network", "cgroup", "user")
 _MAPPING = re.compile(r"([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _MAX_ID = 2**32 - 2
+_WHOLE_ID_SPACE = ["0", "0", "4294967295"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,19 @@ def to_host(id: int, mappings: Sequence[IdMapping]) -> int:
         if mapping.container <= id < mapping.container + mapping.size:
             return mapping.host + id - mapping.container
     raise InvalidArgument(f"id {id} is not mapped by {', '.join(map(str, mappings))}")
+
+
+def in_user_namespace() -> bool:
+    """Whether this process's root is not the host's."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != _WHOLE_ID_SPACE
+
+
+def has_group(id: int) -> bool:
+    """Whether the group `id` is mapped in this process's user namespace."""
+    with open("/proc/self/gid_map", encoding="ascii") as file:
+        extents = [[int(number) for number in line.split()] for line in file]
+    return any(first <= id < first + size for first, _, size in extents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 
 from orlop.core.typed import SPEC_URL, Typed
-from orlop.errors import InvalidArgument
+from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.oci import capabilities as caps
 from orlop.oci import devices, limits, mounts
 from orlop.oci.devices import Device, DeviceRule
 from orlop.oci.limits import Limit
 from orlop.oci.mounts import BindMount, Tmpfs
-from orlop.oci.namespaces import Namespaces
+from orlop.oci.namespaces import Namespaces, in_user_namespace
 from orlop.oci.resources import Resources
 from orlop.oci.security import MASKED_PATHS, READONLY_PATHS, UNCONFINED, Security
 from orlop.oci.user import User
@@ -91,7 +91,7 @@ def build(namespace: str, id: str, image: ImageDefaults, user: User, options: Sp
         ],
         "linux": {
             "resources": {"devices": rules, **options.resources.document()},
-            "cgroupsPath": f"{options.cgroup_parent or f'/{namespace}'}/{id}",
+            **_cgroup(namespace, id, options),
             "namespaces": options.namespaces.document(),
             **options.namespaces.mappings(),
             **_optional(options, capabilities["bounding"], nodes),
@@ -104,6 +104,21 @@ def build(namespace: str, id: str, image: ImageDefaults, user: User, options: Sp
     if options.annotations:
         spec["annotations"] = dict(options.annotations)
     return spec
+
+
+def _cgroup(namespace: str, id: str, options: SpecOptions) -> dict[str, str]:
+    """Where its cgroup is. Without a privilege on the host there is none, and the runtime makes do (rootless mode).
+
+    Raises FailedPrecondition if there are limits that only a cgroup can keep.
+    """
+    if options.cgroup_parent or not in_user_namespace():
+        return {"cgroupsPath": f"{options.cgroup_parent or f'/{namespace}'}/{id}"}
+    if wanted := options.resources.document():
+        raise FailedPrecondition(
+            f"limits of {', '.join(wanted)} need a cgroup, and in a user namespace none can be made: leave them out, "
+            "or name a cgroup that was delegated as its parent"
+        )
+    return {}
 
 
 def _process(

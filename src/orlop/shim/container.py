@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
 _SIGKILL = 9
+_NO_CGROUP = "lstat : no such file or directory"
+"""What runc says of a container without a cgroup (rootless mode) whose processes it is asked to signal."""
 
 _REFUSALS: Mapping[str, Mapping[str, str]] = {
     "start": {
@@ -220,6 +222,10 @@ class Container:
             await self.runtime.kill(self.id, number, all=all)
         except RuntimeFailure as error:
             text = str(error).lower()
+            if all and _NO_CGROUP in text and not self._shares_pids():
+                # What the kernel ends with the init, or the init passes on, needs no list of a cgroup.
+                await self.kill(number, all=False)
+                return
             if any(words in text for words in ("process already finished", "container not running", "no such process")):
                 if all and self.init.exit is not None:
                     return
