@@ -124,3 +124,29 @@ def test_a_kill_for_want_of_memory_is_told(daemon: Daemon, name: str) -> None:
     finally:
         events.kill()
         events.communicate()
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"), [("/{0}/abs", "/{0}/abs"), ("{0}/rel", "/{0}/rel"), ("{0}.slice:a:b", "/{0}.slice:a:b")]
+)
+def test_a_cgroup_is_where_it_is_asked_for(daemon: Daemon, name: str, path: str, seen: str) -> None:
+    parent = name.replace("-", "_")
+    try:
+        group = path.format(parent)
+        out = daemon.ctr("run", "--rm", "--cgroup", group, IMAGE, name, "cat", "/proc/self/cgroup").stdout
+        assert out
+        assert all(line.split(":", 2)[2].endswith(seen.format(parent)) for line in out.splitlines())
+    finally:
+        for left in Path("/sys/fs/cgroup").glob(f"**/{parent}"):
+            left.rmdir()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{parent}*"))
+
+
+def test_the_systemd_driver_is_refused_where_there_is_no_systemd(daemon: Daemon, name: str) -> None:
+    if Path("/run/systemd/system").exists():
+        pytest.skip("systemd runs here")
+    arguments = ("--runc-systemd-cgroup", "--cgroup", "system.slice:orlop:x")
+    done = daemon.ctr("run", "--rm", *arguments, IMAGE, name, "true", check=False)
+    assert done.returncode
+    assert "systemd not running on this host, cannot use systemd cgroups manager" in done.stderr
+    assert name not in daemon.ctr("containers", "ls", "-q").stdout.split()

@@ -47,11 +47,15 @@ def home() -> Iterator[Path]:
 
 def why_not(home: Path) -> str:
     """Why it cannot be tried here; empty if it can."""
-    entered = subprocess.run([*ENTER, sys.executable, "-c", "import orlop"], cwd="/", capture_output=True, text=True)
-    if entered.returncode:
-        return f"other users cannot run this Python: {entered.stderr.strip()[-100:]}"
-    apart = subprocess.run([*ENTER, *APART, "mount", "-t", "tmpfs", "tmpfs", "/run"], capture_output=True, text=True)
-    return f"no user namespaces here: {apart.stderr.strip()[-100:]}" if apart.returncode else ""
+    program = Path(sys.executable).with_name("orlop")
+    for what, command in (
+        ("no user namespaces here", ["mount", "-t", "tmpfs", "tmpfs", "/run"]),
+        ("other users cannot run this Python", ["sh", "-c", f'exec "{program}" --version']),
+    ):
+        done = subprocess.run([*ENTER, *APART, *command], cwd=home, capture_output=True, text=True)
+        if done.returncode:
+            return f"{what}: {done.stderr.strip()[-200:]}"
+    return ""
 
 
 def test_a_container_runs_without_privileges(home: Path) -> None:
