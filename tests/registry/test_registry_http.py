@@ -185,6 +185,7 @@ def test_where_no_redirect_may_lead(location: str) -> None:
         ("https://169.254.169.254/t", "https://r.example/v2", False),
         ("https://127.0.0.1/t", "https://r.example/v2", False),
         ("http://127.0.0.1:1/t", "http://127.0.0.1:2/v2", True),
+        ("http://127.0.0.1:1/t", "https://127.0.0.1:2/v2", True),
         ("ftp://auth.example/t", "https://r.example/v2", False),
         ("/t", "https://r.example/v2", False),
     ],

@@ -14,7 +14,7 @@ from orlop.errors import InvalidArgument, NotFound, OrlopError, OutOfRange
 from orlop.registry import referrers, resolve
 from orlop.registry.bandwidth import Bandwidth, Budget
 from orlop.registry.download import Download
-from orlop.registry.endpoint import Endpoint, failure
+from orlop.registry.endpoint import Endpoint
 from orlop.registry.failures import Denied
 from orlop.registry.hosts import Capability, Host
 from orlop.registry.outcomes import Outcome
@@ -103,13 +103,6 @@ class HostedRepository:
             except OrlopError as error:
                 outcome.add(error)
         raise outcome.error(f"{self.reference}: referrers of {digest}")
-
-    async def check_access(self) -> None:
-        """Raises Unauthenticated where the registry does not take the credentials there are."""
-        endpoint = self._endpoints[-1]
-        async with endpoint.request("GET", endpoint.root_url("")) as answer:
-            if answer.status != 200:
-                raise await failure(answer)
 
     async def close(self) -> None:
         """Connections belong to the daemon: there is nothing to give back."""

@@ -57,7 +57,7 @@ class Realm:
         own = origin(self.host_url)
         if scheme not in ("http", "https") or not host:
             raise PermissionDenied.verbatim(f"token server {redact(self.url)}: no http or https URL")
-        if scheme == "http" and own[0] == "https":
+        if scheme == "http" and own[0] == "https" and not (is_local(host) and is_local(own[1])):
             raise PermissionDenied.verbatim(f"token server {redact(self.url)}: http, while the registry is https")
         if is_local(host) and not is_local(own[1]):
             raise PermissionDenied.verbatim(
