@@ -42,6 +42,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield registry
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """One that asks for a user and a password."""
+    with real_registry.serve(tmp_path_factory.mktemp("guarded"), basic=True) as registry:
+        yield registry
+
+
 @pytest.fixture
 def home(orlop: Orlop, tmp_path: Path) -> Iterator[Path]:
     """Docker's configuration of this test alone."""
@@ -148,11 +155,6 @@ def test_an_image_is_saved_and_loaded_the_same(orlop: Orlop, name: str, tmp_path
 
 
 class TestLogin:
-    @pytest.fixture(scope="class")
-    def guarded(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-        with real_registry.serve(tmp_path_factory.mktemp("guarded"), basic=True) as registry:
-            yield registry
-
     def test_a_login_is_tried_kept_used_and_forgotten(
         self, orlop: Orlop, guarded: Registry, name: str, home: Path
     ) -> None:
