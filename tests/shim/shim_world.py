@@ -43,7 +43,13 @@ class Shim:
             answer = Empty
         return await self.client.call(SERVICE, method, request, answer, timeout=30)
 
-    async def create(self, *args: str, terminal: bool = False, **fields: Any) -> Any:
+    async def create(
+        self,
+        *args: str,
+        terminal: bool = False,
+        namespaces: tuple[str, ...] = ("pid", "mount", "ipc", "uts"),
+        **fields: Any,
+    ) -> Any:
         rootfs = self.bundle / "rootfs" / "bin"
         rootfs.mkdir(parents=True)
         shutil.copy("/bin/busybox", rootfs / "busybox")
@@ -61,7 +67,7 @@ class Shim:
             "root": {"path": "rootfs"},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "linux": {
-                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
+                "namespaces": [{"type": kind} for kind in namespaces],
                 "cgroupsPath": f"/orlop-test/{self.path.name}-{self.id}",
             },
         }

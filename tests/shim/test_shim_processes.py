@@ -1,0 +1,141 @@
+"""The life of processes: many execs at once, waits at every moment, orphans, signals, an init that dies first."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from shim_world import Shim, running_shim
+
+from orlop.errors import NotFound, OrlopError, Unknown
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("runc") is None, reason="needs runc"),
+]
+
+HOST_PIDS = ("mount", "ipc", "uts")
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found.append(int(entry.name))
+    return found
+
+
+async def until_children(shim: Shim, number: int) -> None:
+    """Waits until the shim has `number` children, living or not yet reaped; nothing tells of that."""
+    async with asyncio.timeout(20):
+        while len(children(shim.pid)) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_thirty_execs_at_once_each_get_their_own_status(tmp_path: Path) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000", terminal=True)
+        await shim.call("Start")
+
+        async def once(number: int) -> int:
+            id = f"e{number}"
+            await shim.add_exec(id, "sh", "-c", f"exit {number}", terminal=number % 3 == 0)
+            early = asyncio.ensure_future(shim.call("Wait", exec_id=id))
+            await shim.call("Start", exec_id=id)
+            status = (await early).exit_status
+            assert (await shim.call("Wait", exec_id=id)).exit_status == status
+            assert (await shim.call("Delete", exec_id=id)).exit_status == status
+            return int(status)
+
+        assert await asyncio.gather(*(once(number) for number in range(30))) == list(range(30))
+
+
+async def test_waits_from_before_the_start_and_after_the_exit_tell_the_same(tmp_path: Path) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sh", "-c", "exit 9")
+        before = [asyncio.ensure_future(shim.call("Wait")) for _ in range(3)]
+        await shim.call("Start")
+        during = asyncio.ensure_future(shim.call("Wait"))
+        answers = [*await asyncio.gather(*before), await during, await shim.call("Wait"), await shim.call("Delete")]
+        assert {answer.exit_status for answer in answers} == {9}
+        assert len({(answer.exited_at.seconds, answer.exited_at.nanos) for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
+async def test_a_process_that_a_signal_ends_has_the_status_of_a_shell(tmp_path: Path, number: signal.Signals) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000", namespaces=HOST_PIDS)
+        await shim.call("Start")
+        await shim.call("Kill", signal=number)
+        assert (await shim.call("Wait")).exit_status == 128 + number
+        with pytest.raises(NotFound, match=r"^process already finished: not found$"):
+            await shim.call("Kill", signal=number)
+
+
+async def test_orphans_are_reaped_and_go_with_an_init_that_shares_the_hosts_pids(tmp_path: Path) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000", namespaces=HOST_PIDS)
+        init = (await shim.call("Start")).pid
+        await shim.add_exec("leaves", "sh", "-c", "true & sleep 1001 & exit 4")
+        await shim.call("Start", exec_id="leaves")
+        assert (await shim.call("Wait", exec_id="leaves")).exit_status == 4
+        await until_children(shim, 2)  # one orphan has ended and is reaped, one sleeps
+        assert init in children(shim.pid)
+        await shim.call("Kill", signal=signal.SIGKILL)
+        assert (await shim.call("Wait")).exit_status == 137
+        await until_children(shim, 0)
+
+
+@pytest.mark.parametrize("namespaces", [HOST_PIDS, ("pid", *HOST_PIDS)])
+async def test_an_exec_does_not_outlive_init_and_none_starts_after_it(
+    tmp_path: Path, namespaces: tuple[str, ...]
+) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000", namespaces=namespaces)
+        await shim.call("Start")
+        await shim.add_exec("runs", "sleep", "1002")
+        await shim.add_exec("waits", "true")
+        await shim.call("Start", exec_id="runs")
+        ends = asyncio.ensure_future(shim.call("Wait", exec_id="runs"))
+        await shim.call("Kill", signal=signal.SIGKILL)
+        assert (await shim.call("Wait")).exit_status == 137
+        assert ends.done()  # the exits of execs come before that of init
+        assert (await ends).exit_status == 137
+        with pytest.raises(OrlopError, match=r"^container one init process is not running"):
+            await shim.call("Start", exec_id="waits")
+        assert (await shim.call("Delete")).exit_status == 137  # though its execs are not deleted
+
+
+async def test_kill_all_reaches_every_process(tmp_path: Path) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sh", "-c", "sleep 1003 & sleep 1004", namespaces=HOST_PIDS)
+        await shim.call("Start")
+        await shim.call("Kill", signal=signal.SIGKILL, all=True)
+        assert (await shim.call("Wait")).exit_status == 137
+        await until_children(shim, 0)
+        await shim.call("Kill", signal=signal.SIGKILL, all=True)  # on a stopped container that is no error
+
+
+async def test_what_is_started_twice_is_refused_and_goes_on(tmp_path: Path) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000")
+        await shim.call("Start")
+        with pytest.raises(Unknown, match=r"^cannot start a running process$"):
+            await shim.call("Start")
+        await shim.add_exec("e", "sleep", "1000")
+        await shim.call("Start", exec_id="e")
+        with pytest.raises(Unknown, match=r"^cannot start a running process$"):
+            await shim.call("Start", exec_id="e")
+        with pytest.raises(Unknown, match=r"^cannot delete a running process$"):
+            await shim.call("Delete", exec_id="e")
+        with pytest.raises(Unknown, match=r"^cannot delete a running process$"):
+            await shim.call("Delete")
+        assert (await shim.call("State")).status == 2
