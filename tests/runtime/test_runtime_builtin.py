@@ -8,13 +8,16 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from runtime_world import SCOPE, World, world
 
+from orlop.api.events.task_pb2 import TaskExit
+from orlop.core.event import Envelope
 from orlop.core.task import NewTask, Status
+from orlop.core.wire import common
 from orlop.runtime.forkserver import ForkServer
 
 pytestmark = [
@@ -99,3 +102,44 @@ async def test_a_shim_that_is_killed_is_cleared_away() -> None:
             await asyncio.wait_for(shim.buried.wait(), 20)
             assert [topic for topic, _ in here.events.events] == ["/tasks/exit", "/tasks/delete"]
             assert here.leftovers == []
+
+
+async def end_told(here: World, id: str) -> list[tuple[str, int]]:
+    """Kills the shim of a task that has ended; what is told of it."""
+    shim = here.shims.find("test", id)
+    assert shim is not None
+    os.kill(shim.pid, signal.SIGKILL)
+    await asyncio.wait_for(shim.buried.wait(), 20)
+    return [(topic, event.exit_status) for topic, event in here.events.events]  # type: ignore[attr-defined]
+
+
+async def test_an_exit_that_a_shim_told_of_is_not_told_again_when_the_shim_dies() -> None:
+    with place() as directory, fork_server(directory) as forks:
+        async with world(directory, forks=forks) as here:
+            here.add("told", "sh", "-c", "exit 5", runtime=RUNC)
+            await here.tasks.create(SCOPE, NewTask("told"))
+            await here.tasks.start(SCOPE, "told")
+            await here.tasks.wait(SCOPE, "told")
+
+            async def forwarded() -> AsyncIterator[Envelope]:
+                for exit in (
+                    TaskExit(container_id="told", id="an-exec", exit_status=1),
+                    TaskExit(container_id="told", id="told", exit_status=5),
+                    TaskExit(container_id="unknown", id="unknown", exit_status=2),
+                ):
+                    yield Envelope(0, "test", "/tasks/exit", common.pack(exit))
+
+            await here.shims.follow(forwarded())
+            assert await end_told(here, "told") == [("/tasks/delete", 5)]
+
+
+async def test_an_exit_from_before_a_restart_keeps_its_status_when_the_shim_dies() -> None:
+    with place() as directory, fork_server(directory) as forks:
+        async with world(directory, forks=forks) as before:
+            before.add("ended", "sh", "-c", "exit 6", runtime=RUNC)
+            await before.tasks.create(SCOPE, NewTask("ended"))
+            await before.tasks.start(SCOPE, "ended")
+            await before.tasks.wait(SCOPE, "ended")
+        async with world(directory, before.containers, forks) as after:
+            assert await end_told(after, "ended") == [("/tasks/delete", 6)]
+            assert after.leftovers == []

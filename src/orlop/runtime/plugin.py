@@ -79,6 +79,7 @@ async def _shims(context: InitContext) -> Any:
     forkserver = ForkServer(daemon.state / "forkserver.sock")
     publisher = context.get(PluginType.EVENT)
     manager = ShimManager(bundles, ShimBinaries(), settings, publisher, forkserver, limits)
+    manager.owner.start(manager.follow(publisher.subscribe(['topic=="/tasks/exit"'])), "exits that shims tell of")
     context.ready.append(forkserver.start)  # so that the first container need not wait for it
     context.closing += [forkserver.stop, manager.close]
     return manager

@@ -12,6 +12,7 @@ from typing import TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from orlop.api.events.task_pb2 import TaskExit
 from orlop.api.runtime.task.v3 import shim_pb2
 from orlop.errors import OrlopError, Unimplemented
 from orlop.rpc.ttrpc import Client
@@ -33,6 +34,8 @@ class Shim:
         """We end it ourselves, so that its connection's end is no news."""
         self.joined = False
         """It is a sandbox's shim: not ours to end."""
+        self.exit: TaskExit | None = None
+        """Of the task's init, as the shim has told it."""
         self.dead = False
         self.buried = asyncio.Event()
         """Set when nothing of a dead shim is left."""

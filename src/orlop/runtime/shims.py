@@ -7,18 +7,20 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
+from google.protobuf.message import DecodeError
 
 from orlop import faults
 from orlop.api.events import task_pb2 as events
 from orlop.api.runtime.task.v3 import shim_pb2
+from orlop.api.types.task import task_pb2
 from orlop.core import clock
-from orlop.core.event import Publisher
+from orlop.core.event import Envelope, Publisher
 from orlop.core.typed import Typed
 from orlop.core.wire import common
 from orlop.core.wire import task as wire
@@ -251,7 +253,8 @@ class ShimManager:
         shim.joined = bool(bundle.sandbox())
         try:
             await shim.identify(self.limits.load)
-            await shim.call("State", shim_pb2.StateRequest(id=shim.id), shim_pb2.StateResponse, self.limits.load)
+            request = shim_pb2.StateRequest(id=shim.id)
+            shim.exit = _exit_of(await shim.call("State", request, shim_pb2.StateResponse, self.limits.load))
         except NotFound:
             log.info("shim of %s has no task: it is ended", bundle.path)
             await self.end(shim, force=True)
@@ -283,27 +286,42 @@ class ShimManager:
         try:
             shim.kill()
             await shim.close()
-            await self._bury(shim.bundle, shim.binary, shim.bootstrap.address)
+            await self._bury(shim.bundle, shim.binary, shim.bootstrap.address, shim)
         finally:
             if self._shims.get(shim.key) is shim:
                 del self._shims[shim.key]
             shim.buried.set()
 
-    async def _bury(self, bundle: Bundle, binary: str, address: str) -> None:
-        """Removes the container of a dead shim and tells of its exit and deletion."""
+    async def follow(self, told: AsyncIterator[Envelope]) -> None:
+        """Takes note of the exits that shims tell of, so that none is told again when its shim dies later."""
+        async for envelope in told:
+            with contextlib.suppress(DecodeError):
+                exit = events.TaskExit.FromString(envelope.event.value)
+                shim = self._shims.get((envelope.namespace, exit.container_id))
+                if shim is not None and exit.id == exit.container_id:
+                    shim.exit = exit
+
+    async def _bury(self, bundle: Bundle, binary: str, address: str, shim: Shim | None = None) -> None:
+        """Removes the container of a dead shim and tells of its exit, unless that is told already, and deletion."""
         answer = await self._run_delete(bundle, binary)
         try:
             await self.forget(bundle)
         except (OSError, OrlopError):
             log.exception("bundle %s cannot be removed", bundle.path)
         await asyncio.to_thread(remove_dead, address)
-        exited_at = common.timestamp(wire.exited_at(answer.exited_at) if answer.pid else clock.now())
-        status = answer.exit_status or _KILLED
-        exit = events.TaskExit(
-            container_id=bundle.id, id=bundle.id, pid=answer.pid, exit_status=status, exited_at=exited_at
+        exit = shim.exit if shim is not None else None
+        if exit is None:
+            exit = events.TaskExit(
+                container_id=bundle.id,
+                id=bundle.id,
+                pid=answer.pid,
+                exit_status=answer.exit_status or _KILLED,
+                exited_at=common.timestamp(wire.exited_at(answer.exited_at) if answer.pid else clock.now()),
+            )
+            self._publisher.publish(bundle.namespace, "/tasks/exit", exit)
+        deleted = events.TaskDelete(
+            container_id=bundle.id, pid=exit.pid, exit_status=exit.exit_status, exited_at=exit.exited_at
         )
-        deleted = events.TaskDelete(container_id=bundle.id, pid=answer.pid, exit_status=status, exited_at=exited_at)
-        self._publisher.publish(bundle.namespace, "/tasks/exit", exit)
         self._publisher.publish(bundle.namespace, "/tasks/delete", deleted)
 
     async def _run_delete(self, bundle: Bundle, binary: str) -> shim_pb2.DeleteResponse:
@@ -336,6 +354,15 @@ class ShimManager:
             shim_log.close()
         self._logs.clear()
         self._shims.clear()
+
+
+def _exit_of(state: shim_pb2.StateResponse) -> events.TaskExit | None:
+    """The exit of a task that has stopped, which its shim has told of or will."""
+    if state.status != task_pb2.STOPPED:
+        return None
+    return events.TaskExit(
+        container_id=state.id, id=state.id, pid=state.pid, exit_status=state.exit_status, exited_at=state.exited_at
+    )
 
 
 async def _accepts(address: str) -> bool:
