@@ -68,7 +68,7 @@ class Shim:
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "linux": {
                 "namespaces": [{"type": kind} for kind in namespaces],
-                "cgroupsPath": f"/orlop-test/{self.path.name}-{self.id}",
+                "cgroupsPath": f"/orlop-test/{os.getpid()}-{self.path.name}-{self.id}",
             },
         }
         if terminal:
