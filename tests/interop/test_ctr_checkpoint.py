@@ -38,10 +38,12 @@ def running(daemon: Daemon) -> list[str]:
 
 def count(daemon: Daemon, name: str) -> int:
     pid = next(line.split()[1] for line in daemon.ctr("tasks", "ls").stdout.splitlines() if line.startswith(name))
-    text = ""
-    while not text.strip().isdigit():
-        text = Path(f"/proc/{pid}/root/count").read_text()
-    return int(text)
+    counted = Path(f"/proc/{pid}/root/count")
+    while True:
+        text = counted.read_text() if counted.exists() else ""
+        if text.strip().isdigit():
+            return int(text)
+        assert name in running(daemon), daemon.log()
 
 
 def wait_until(condition: Callable[[], bool], daemon: Daemon, name: str) -> None:

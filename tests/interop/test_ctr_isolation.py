@@ -44,7 +44,8 @@ def test_a_container_in_a_user_namespace(daemon: Daemon, name: str, labels: tupl
     try:
         pid = next(line.split()[1] for line in daemon.ctr("tasks", "ls").stdout.splitlines() if line.startswith(name))
         root = Path(f"/proc/{pid}/root")
-        while "x" not in (root / "tmp/out").read_text():
+        out = root / "tmp/out"
+        while not (out.exists() and "x" in out.read_text()):
             assert name in daemon.ctr("tasks", "ls", "-q").stdout.split()
         assert (root / "tmp/out").read_text().split() == ["0", "0:0", "0:0", "0:0", "x"]
         assert (root / "bin/busybox").lstat().st_uid == 200000
