@@ -6,9 +6,10 @@ underscores and other scripts' digits.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
+from zlib import adler32
 
 from orlop.errors import Unknown
 
@@ -16,7 +17,8 @@ BLOCK = 512
 ZEROS = bytes(BLOCK)
 LARGEST = (1 << 63) - 1
 
-_OCTAL = re.compile(rb"[0-7]+")
+_CACHED = 4096
+"""Neighbours in an archive mostly have the same owners, modes and times: so many of each are remembered."""
 
 
 class Dialect(Enum):
@@ -67,9 +69,13 @@ def number(field: bytes, what: str, signed: bool = False) -> int:
     digits = field.strip(b" \0")
     if not digits:
         return 0
-    if not _OCTAL.fullmatch(digits):
+    # What bytes.isdigit takes is ASCII; int() would take more, and still refuses 8 and 9.
+    if not digits.isdigit():
         raise InvalidHeader(f"{what} {digits!r}")
-    return int(digits, 8)
+    try:
+        return int(digits, 8)
+    except ValueError:
+        raise InvalidHeader(f"{what} {digits!r}") from None
 
 
 def _base_256(field: bytes, what: str, signed: bool) -> int:
@@ -100,23 +106,35 @@ def parse(block: bytes) -> Header:
             major = number(block[329:337], "device major")
             minor = number(block[337:345], "device minor")
         if dialect is not Dialect.GNU:
-            prefix = text(block[345:500] if dialect is Dialect.USTAR else block[345:476])
+            prefix = text(block[345:500] if dialect is Dialect.USTAR else block[345:476]) if block[345] else b""
             if prefix:
                 name = prefix + b"/" + name
+    mode, uid, gid = _owner(block[100:124])
+    # By position, which is faster: there are many headers.
     return Header(
-        name=name,
-        mode=number(block[100:108], "mode"),
-        uid=number(block[108:116], "uid"),
-        gid=number(block[116:124], "gid"),
-        size=number(block[124:136], "size"),
-        mtime=number(block[136:148], "mtime", signed=True),
-        type=block[156:157],
-        link=text(block[157:257]),
-        dialect=dialect,
-        major=major,
-        minor=minor,
-        block=block,
+        name,
+        mode,
+        uid,
+        gid,
+        number(block[124:136], "size"),
+        _time(block[136:148]),
+        block[156:157],
+        text(block[157:257]) if block[157] else b"",
+        dialect,
+        major,
+        minor,
+        block,
     )
+
+
+@lru_cache(_CACHED)
+def _owner(fields: bytes) -> tuple[int, int, int]:
+    return number(fields[:8], "mode"), number(fields[8:16], "uid"), number(fields[16:], "gid")
+
+
+@lru_cache(_CACHED)
+def _time(field: bytes) -> int:
+    return number(field, "mtime", signed=True)
 
 
 def _dialect(block: bytes) -> Dialect:
@@ -128,6 +146,9 @@ def _dialect(block: bytes) -> Dialect:
 
 def _check_sum(block: bytes) -> None:
     """The sum of all bytes with the sum's own field as blanks; some old writers summed signed bytes."""
+    # Of ASCII alone, the low half of Adler-32 is the sum, and one.
+    if block.isascii() and adler32(block) & 0xFFFF == _expected(block[148:156]):
+        return
     wanted = number(block[148:156], "checksum")
     unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
     if unsigned == wanted:
@@ -135,3 +156,9 @@ def _check_sum(block: bytes) -> None:
     negative = sum(1 for byte in block[:148] + block[156:] if byte & 0x80)
     if unsigned - 256 * negative != wanted:
         raise InvalidHeader()
+
+
+@lru_cache(_CACHED)
+def _expected(field: bytes) -> int:
+    """The low half of Adler-32 of a block of ASCII whose sum's field is `field`, and right."""
+    return number(field, "checksum") + sum(field) - 8 * 0x20 + 1

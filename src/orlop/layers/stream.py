@@ -75,8 +75,14 @@ class ByteStream:
 
     def skip(self, size: int) -> None:
         """Passes over `size` bytes. Raises as `take`."""
-        for _ in self.pieces(size):
-            pass
+        while size:
+            left = len(self._chunk) - self._at
+            step = min(size, left)
+            self._at += step
+            self.offset += step
+            size -= step
+            if size and not self._fill():
+                raise unexpected_end()
 
     def drain(self) -> None:
         """Reads to the end of the stream, which tells of damage there."""

@@ -30,16 +30,18 @@ _LONG_NAME = b"L"
 _LONG_LINK = b"K"
 _OLD_SPARSE = b"S"
 _WITHOUT_DATA = frozenset((LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
+_ENTRIES = _WITHOUT_DATA | {REGULAR, _OLD_REGULAR}
 
 EXTENSION_LIMIT = 1 << 20
 NAME_LIMIT = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """One member. Times are nanoseconds since 1970; `size` is that of the file, holes included.
+    """One member, not to be changed (a frozen class takes three times as long to make, and there are many).
 
-    `stored` bytes of data lie at `data_offset` of the stream; `parts` says which of the file's they are (None: all).
+    Times are nanoseconds since 1970; `size` is that of the file, holes included. `stored` bytes of data lie at
+    `data_offset` of the stream; `parts` says which of the file's they are (None: all).
     """
 
     name: bytes
@@ -95,10 +97,10 @@ class TarReader:
 
     def _next(self) -> Entry | None:
         self.stream.skip(self._end_of_entry - self.stream.offset)
-        extensions = _Extensions()
+        extensions: _Extensions | None = None
         while True:
             block = self.stream.take_up_to(BLOCK)
-            if not block and extensions == _Extensions():
+            if not block and (extensions is None or extensions == _Extensions()):
                 return None
             if len(block) < BLOCK:
                 raise unexpected_end()
@@ -106,6 +108,10 @@ class TarReader:
                 self._end_of_archive()
                 return None
             head = header.parse(block)
+            if head.type in _ENTRIES:
+                return self._plain(head) if extensions is None else self._entry(head, extensions)
+            if extensions is None:
+                extensions = _Extensions()
             if head.type == _EXTENDED:
                 self._read_records(head, extensions)
             elif head.type == _LONG_NAME:
@@ -117,6 +123,31 @@ class TarReader:
                 self._extension(head)
             else:
                 return self._entry(head, extensions)
+
+    def _plain(self, head: Header) -> Entry:
+        """The entry of a header that nothing precedes: most are."""
+        type = head.type
+        if type == _OLD_REGULAR:
+            type = DIRECTORY if head.name.endswith(b"/") else REGULAR
+        stored = head.size if type == REGULAR else 0
+        offset = self.stream.offset
+        self._end_of_entry = offset + stored + -stored % BLOCK
+        return Entry(
+            head.name,
+            type,
+            head.mode,
+            head.uid,
+            head.gid,
+            stored,
+            head.mtime * 1_000_000_000,
+            offset,
+            stored,
+            head.link,
+            None,
+            head.major,
+            head.minor,
+            _NO_XATTRS,
+        )
 
     def _end_of_archive(self) -> None:
         second = self.stream.take_up_to(BLOCK)
