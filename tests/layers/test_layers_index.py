@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import pytest
 from index_world import SECOND, archive, check, entry, index, mounted, mounts_files, seen, unpack
 
 from orlop.errors import OrlopError
-from orlop.layers import tar
-from orlop.layers.index import NotIndexable
+from orlop.layers import tar, write
+from orlop.layers.index import NotIndexable, index_layer
 
 needs_kernel = pytest.mark.skipif(bool(mounts_files()), reason=mounts_files() or "-")
 
@@ -160,3 +162,84 @@ def test_the_same_archive_makes_the_same_image(tmp_path: Path) -> None:
     index([archive(*EVERY_KIND[1:])], tmp_path / "three")
     assert os.path.getsize(tmp_path / "three.erofs")
     assert (tmp_path / "one.erofs").read_bytes()[1024:1280] != (tmp_path / "three.erofs").read_bytes()[1024:1280]
+
+
+@needs_kernel
+@pytest.mark.parametrize("form", ["gnu", "posix", "ustar"])
+def test_a_real_tree_that_tar_archived(tmp_path: Path, form: str) -> None:
+    """Programs and documents of this machine, a sparse file, and names and links too long for one header."""
+    tree = tmp_path / "tree"
+    (tree / "bin").mkdir(parents=True)
+    for name in ("sh", "ls", "true"):
+        shutil.copy(f"/bin/{name}", tree / "bin" / name)
+    (tree / "bin/link").hardlink_to(tree / "bin/ls")
+    if Path("/usr/share/doc/apt").is_dir():
+        shutil.copytree("/usr/share/doc/apt", tree / "doc", symlinks=True)
+    if form != "ustar":
+        deep = tree / ("deep" * 20) / ("er" * 30)
+        deep.mkdir(parents=True)
+        (deep / "file").write_text("x")
+        (deep / "symlink").symlink_to("t" * 300)
+        with (tree / "sparse").open("wb") as file:
+            for at in (0, 1 << 20, 5 << 20):
+                file.seek(at)
+                file.write(b"data" * 1024)
+            file.truncate(8 << 20)
+    command = ["tar", "-c", f"--format={form}", "--numeric-owner", "-C", str(tree), "."]
+    if form != "ustar":
+        command.insert(2, "--sparse")
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    assert_equal(data, tmp_path)
+
+
+@needs_kernel
+def test_a_file_of_more_than_four_gibibytes(tmp_path: Path) -> None:
+    size, end = 6 << 30, 4096
+    records = {
+        b"GNU.sparse.size": b"%d" % size,
+        b"GNU.sparse.map": b"0,4096,%d,%d" % (size - end, end),
+    }
+    text = b"".join(write._records(records))
+    data = b"a" * 4096 + b"b" * end
+    head = write._block(b"x", b"x", size=len(text)) + text + write.padding(len(text))
+    index([head + entry(b"big", data=data) + write.END], tmp_path / "layer")
+    check(tmp_path / "layer.erofs", [tmp_path / "layer.tar"])
+    with mounted(tmp_path / "layer.erofs", [tmp_path / "layer.tar"]) as root, (root / "big").open("rb") as file:
+        assert os.fstat(file.fileno()).st_size == size
+        assert file.read(5000) == b"a" * 4096 + bytes(904)
+        file.seek(size - end - 10)
+        assert file.read() == bytes(10) + b"b" * end
+
+
+@needs_kernel
+def test_a_large_directory(tmp_path: Path) -> None:
+    names = [b"%x-%d" % (number * 2654435761 % 2**32, number) for number in range(12_000)]
+    index([archive(*(entry(b"d/" + name, data=name) for name in names))], tmp_path / "layer")
+    with mounted(tmp_path / "layer.erofs", [tmp_path / "layer.tar"]) as root:
+        directory = os.fsencode(root / "d")
+        assert sorted(os.listdir(directory)) == sorted(names)
+        for name in names[::7]:
+            with open(directory + b"/" + name, "rb") as file:
+                assert file.read() == name
+            assert not os.path.lexists(directory + b"/" + name + b"x")
+
+
+def test_names_of_any_length_are_refused_or_bounded(tmp_path: Path) -> None:
+    with pytest.raises(OrlopError, match="header field too long"):
+        index([archive(entry(b"n" * 70_000))], tmp_path / "long")
+    with pytest.raises(OrlopError, match="file name too long"):
+        index([archive(entry(b"d/" + b"n" * 256))], tmp_path / "component")
+    made = index([archive(entry(b"d/" * 2000 + b"f", data=b"x"))], tmp_path / "deep")
+    assert (made.entries, made.implied) == (2001, 2000)
+
+
+def test_directories_on_the_way_count_as_entries(tmp_path: Path) -> None:
+    data = archive(*(entry(b"%d/" % number + b"d/" * 100 + b"f") for number in range(10)))
+    fds = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("tar", "image")]
+    try:
+        with pytest.raises(OrlopError, match="archive of more than 900 entries"):
+            index_layer([data], *fds, entries_limit=900)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert (tmp_path / "tar").read_bytes() == data

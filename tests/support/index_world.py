@@ -144,14 +144,17 @@ def seen(root: Path, *, undated: frozenset[str] = frozenset()) -> dict[str, tupl
             about.st_mtime_ns if dated else None,
             about.st_nlink,
             content,
-            sorted((name, os.getxattr(here, name, follow_symlinks=False)) for name in _xattrs(here)),
+            sorted((name, _xattr(here, name)) for name in os.listxattr(here, follow_symlinks=False)),
         )
-    found["linked"] = tuple(sorted(tuple(sorted(names)) for names in inodes.values() if len(names) > 1))
+    found["/linked"] = tuple(sorted(tuple(sorted(names)) for names in inodes.values() if len(names) > 1))
     return found
 
 
-def _xattrs(path: bytes) -> list[str]:
-    return os.listxattr(path, follow_symlinks=False)
+def _xattr(path: bytes, name: str) -> bytes:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:  # a capability that the kernel cannot read
+        return b"errno %d" % (error.errno or 0)
 
 
 def _digest(path: bytes) -> str:

@@ -65,11 +65,11 @@ def _is_taken(entry: Entry, name: bytes, value: bytes, kind: int) -> bool:
         return _is_acl_taken(entry, name, value, kind)
     if not name.startswith((b"user.", b"security.")):
         return _ignored(entry, name, os.strerror(errno.ENOTSUP))
-    if name.endswith(b".") and name.count(b".") == 1:
-        raise _refused(errno.EINVAL, name)
     if name.startswith(b"user.") and kind not in (stat.S_IFREG, stat.S_IFDIR):
         return _ignored(entry, name, os.strerror(errno.EPERM))
-    if name == CAPABILITY:
+    if name.endswith(b".") and name.count(b".") == 1:
+        raise _refused(errno.EINVAL, name)
+    if name == CAPABILITY and value:
         revision = int.from_bytes(value[:4], "little") & _REVISION_MASK
         if len(value) != _CAPABILITY_SIZES.get(revision):
             raise _refused(errno.EINVAL, name)

@@ -7,7 +7,7 @@ from orlop.erofs.layout import BLOCK, BLOCK_BITS, Unrepresentable
 from orlop.layers.tar import Entry
 
 _SIZE_LIMIT = 1 << 44
-_CHUNKS_LIMIT = 1 << 20
+_CHUNKS_LIMIT = 1 << 22
 """Of all sparse files of an archive, so that what small entries claim stays small."""
 
 

@@ -138,14 +138,18 @@ class _Layer:
             path = tree.clean(name)
             if not path:
                 return
+            application.check_owner(entry)
             parent = self._resolve(path[:-1], make=True)
             if path[-1] == base:
                 self._remember(place, parent)
             base = path[-1]
-        application.check_owner(entry)
+        else:
+            application.check_owner(entry)
         if base.startswith(WHITEOUT):
             self._whiteout(entry, parent, base)
             return
+        if len(base) > NAME_LIMIT:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         match entry.type:
             case tar.REGULAR:
                 self._put(parent, base, self._regular(entry))
@@ -172,8 +176,6 @@ class _Layer:
 
     def _put(self, parent: int, name: bytes, target: Target) -> None:
         """Makes `name` mean what was just added, and nothing else any more."""
-        if len(name) > NAME_LIMIT:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         names = self._directories.names(parent)
         if name in names:
             self._remove(parent, name)
@@ -326,6 +328,8 @@ class _Layer:
         if hidden in (b"", b".", b".."):
             raise Unknown(f"invalid whiteout name: {tree.shown((name,))[1:]}: invalid archive")
         self.whiteouts += 1
+        if len(hidden) > NAME_LIMIT:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         self._put(parent, hidden, self.image.special(stat.S_IFCHR, entry.uid, entry.gid, self._now))
 
 
