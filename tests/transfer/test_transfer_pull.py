@@ -51,7 +51,10 @@ async def test_an_image_is_fetched_unpacked_named_and_held(tmp_path: Path) -> No
         ]
         assert events[-2:] == [("saved", REFERENCE), (f"Completed pull from OCI Registry ({REFERENCE})", "")]
         layer = f"layer-{digests.of(BLOBS[0])}"
-        assert [event for event, name in events if name == layer] == ["waiting", "complete", "extracted"]
+        passing = ("downloading", "extracting")  # told where it takes long enough
+        assert [event for event, name in events if name == layer and event not in passing] == [
+            *("waiting", "complete", "extracted")
+        ]
         assert {told.parents for told in world.told if told.name == layer} == {(f"manifest-{manifest['digest']}",)}
 
 

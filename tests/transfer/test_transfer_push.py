@@ -47,7 +47,8 @@ async def test_children_go_before_what_names_them_and_the_tag_last(tmp_path: Pat
         events = [told.event for told in world.told]
         assert events[:2] == [f"Pushing to OCI Registry ({OTHER})", "pushing content"]
         assert events[-2:] == ["pushed content", f"Completed push to OCI Registry ({OTHER})"]
-        assert [told.event for told in world.told if told.name == f"layer-{BLOBS[0]}"] == ["waiting", "complete"]
+        layer = [told.event for told in world.told if told.name == f"layer-{BLOBS[0]}"]
+        assert [event for event in layer if event != "uploading"] == ["waiting", "complete"]
 
 
 async def test_one_platform_of_an_index_is_pushed_as_its_manifest(tmp_path: Path) -> None:

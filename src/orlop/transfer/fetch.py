@@ -24,7 +24,6 @@ from orlop.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
-    NotFound,
     OrlopError,
     ResourceExhausted,
     Unavailable,
@@ -112,14 +111,15 @@ class Fetches:
             return False
         try:
             return await self._fill(origin, descriptor, writer, arrival)
-        except (FailedPrecondition, DataLoss):
-            await writer.close()
-            with contextlib.suppress(NotFound):
+        except (FailedPrecondition, DataLoss, ResourceExhausted):
+            # It is of no use to anybody, or others need the room more.
+            await _let_go(writer)
+            with contextlib.suppress(OrlopError):
                 await self._content.abort(origin.scope, ref_of(descriptor))
             raise
         finally:
             arrival.close()
-            await writer.close()
+            await _let_go(writer)
 
     async def _open(self, scope: Scope, descriptor: Descriptor) -> Writer:
         """The ingest, once no client that pulls by itself has it open."""
@@ -172,6 +172,12 @@ class Fetches:
         known = {name for name in info.labels.get(key, "").split(",") if name}
         value = ",".join(sorted(known | {origin.reference.path}))
         return key, value if len(key) + len(value) <= MAX_SIZE else ""
+
+
+async def _let_go(writer: Writer) -> None:
+    """Closes it; where that fails too, as on a full disk, what failed before is what is told."""
+    with contextlib.suppress(OrlopError):
+        await writer.close()
 
 
 async def _bounded(pieces: AsyncIterator[bytes], size: int, what: str) -> AsyncIterator[bytes]:

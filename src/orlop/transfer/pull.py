@@ -8,6 +8,7 @@ of it is here, checked and unpacked.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,6 +35,8 @@ from orlop.transfer.locks import Locks
 from orlop.transfer.progress import Tracker
 from orlop.transfer.stores import Stores
 from orlop.transfer.unpacking import Unpacks, UnpackTarget
+
+_log = logging.getLogger(__name__)
 
 _REMOTE = f"{unpack.INHERITED}cri."
 MAX_DOCUMENTS = 2_000
@@ -69,7 +72,7 @@ class Puller:
                         await bringing.run(target)
                     images = await naming.store(self.stores.images, leased, naming.names_of_root(end, target))
                 except BaseException:
-                    await asyncio.shield(bringing.keep())
+                    await asyncio.shield(self._keep(bringing))
                     raise
                 await self.stores.let_go(leased, source.reference)
         finally:
@@ -78,6 +81,12 @@ class Puller:
             report(Progress("saved", image.name, descriptor=image.target))
         report(Progress(f"Completed pull from {shown}"))
         return images
+
+    async def _keep(self, bringing: _Pull) -> None:
+        try:
+            await bringing.keep()
+        except OrlopError as error:  # a disk that is full, mostly: what made the pull fail is told, not this
+            _log.warning("what a failed pull of %s has brought is not kept: %s", bringing.origin.reference, error)
 
     async def _resolve(self, repository: Repository, reference: str) -> Descriptor:
         try:
@@ -281,8 +290,7 @@ class _Layers:
         try:
             applied = await self._follow(layer, arrival, mounts)
         except OrlopError:
-            if arrival.is_broken:
-                await fetching  # which tells why
+            await fetching  # a blob that is not what it should be is the cause that is told
             raise
         await fetching
         if applied is None:

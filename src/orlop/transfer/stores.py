@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ from orlop.core.image import ImageStore
 from orlop.core.lease import LeaseStore, Resource
 from orlop.core.scope import Scope
 from orlop.core.snapshot import SnapshotStore
-from orlop.errors import AlreadyExists, NotFound
+from orlop.errors import AlreadyExists, NotFound, OrlopError
+
+_log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 24 * 3600
 _EXPIRE = "containerd.io/gc.expire"
@@ -38,8 +41,13 @@ class Stores:
         lease = await self.leases.create(scope, uuid.uuid4().hex, _expiring())
         try:
             yield Scope(scope.namespace, lease.id)
-        finally:
-            await asyncio.shield(self._end(scope, lease.id))
+        except BaseException:
+            try:
+                await asyncio.shield(self._end(scope, lease.id))
+            except OrlopError as error:  # it ends by itself, in a day
+                _log.warning("the lease %s of a failed transfer cannot be ended: %s", lease.id, error)
+            raise
+        await self._end(scope, lease.id)
 
     async def keep(self, scope: Scope, name: str, resources: Iterable[Resource]) -> None:
         """Holds what an unfinished transfer of `name` has brought for a day, so that the next one finds it."""
