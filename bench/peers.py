@@ -189,6 +189,7 @@ def measure(benchmarks: Mapping[str, Benchmark], description: str | None) -> Non
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--megabytes", type=int, default=235)
+    parser.add_argument("--containers", type=int, default=300)
     parser.add_argument("--only", action="append", choices=sorted(benchmarks))
     parser.add_argument("--containerd", default="containerd")
     parser.add_argument("--ctr", default="ctr")
