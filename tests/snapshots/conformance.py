@@ -93,7 +93,8 @@ class Conformance:
                 assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (1000, 2000, 0o4711)
                 assert status.st_mtime_ns == 1_000_000_001
                 assert status.st_size == 1 << 24
-                assert status.st_blocks * 512 < 1 << 20
+                if subject.kind != "erofs":  # which counts the holes of a file in
+                    assert status.st_blocks * 512 < 1 << 20
                 assert os.lstat(Path(root, "same")).st_ino == status.st_ino
                 assert os.getxattr(Path(root, "file"), "trusted.test") == b"\x00\xff"
                 assert os.lstat(Path(root, "null")).st_rdev == os.makedev(1, 3)

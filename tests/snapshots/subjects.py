@@ -30,6 +30,7 @@ from orlop.rpc.server import GrpcServer
 from orlop.rpc.service import Service
 from orlop.services.snapshots import SnapshotsService
 from orlop.snapshots.directories import DirectorySnapshotter
+from orlop.snapshots.erofs import ErofsSnapshotter
 from orlop.snapshots.native import NativeSnapshotter
 from orlop.snapshots.overlayfs import OverlaySnapshotter
 
@@ -37,6 +38,7 @@ KINDS: Mapping[str, Callable[[Path], DirectorySnapshotter]] = {
     "overlayfs": OverlaySnapshotter,
     "native": NativeSnapshotter,
     "indexed": IndexingSnapshotter,
+    "erofs": ErofsSnapshotter,
 }
 ENGINES = ("native", "grpcio")
 CHANNELS = ("in-process", *ENGINES)
@@ -65,7 +67,7 @@ class Subject:
     @property
     def keeps_layers(self) -> bool:
         """Whether a committed snapshot is another thing on disk than the active one was."""
-        return self.kind == "indexed"
+        return self.kind in ("indexed", "erofs")
 
     @property
     def directories(self) -> Path:

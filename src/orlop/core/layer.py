@@ -27,6 +27,9 @@ class LayerPlace(Protocol):
 
     tar: int
     index: int
+    as_is: bool
+    """Also a layer whose index shows what takes away from layers below, or directories without attributes of their own,
+    stays a tar: the place is of an image that is never looked at alone."""
 
     def known(self, source: str) -> KeptLayer | None:
         """The layer that was once made of `source`: it is the snapshot's now. None if there is none that is whole."""
@@ -40,6 +43,9 @@ class LayerPlace(Protocol):
 
 @runtime_checkable
 class LayerKeeper(Protocol):
+    takes_images: bool
+    """A place may be given an EROFS image that is whole by itself as `index`, and no tar."""
+
     def place(self, mounts: Sequence[Mount]) -> AbstractContextManager[LayerPlace] | None:
         """A place for a layer in the fresh snapshot that `mounts` are of; left without `keep`, nothing stays of it.
 

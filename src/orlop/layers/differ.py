@@ -19,7 +19,7 @@ from typing import Protocol
 
 from orlop import faults
 from orlop.core import clock
-from orlop.core.content import ContentInfo, ContentStore, Reader, Writer
+from orlop.core.content import ContentInfo, ContentStore, Writer
 from orlop.core.descriptor import Descriptor
 from orlop.core.diff import LOOSE
 from orlop.core.layer import LayerPlace
@@ -32,7 +32,7 @@ from orlop.layers import compare as comparison
 from orlop.layers import keep, media, processors, syncing
 from orlop.layers.compression import Compression, Limits, compressor, decompress
 from orlop.layers.keep import Keepers
-from orlop.layers.pipeline import Ahead, Digester, in_thread
+from orlop.layers.pipeline import Ahead, Digester, in_thread, pieces_of
 from orlop.layers.processors import StreamProcessor
 from orlop.layers.stream import ByteStream
 from orlop.layers.tar import TarReader
@@ -92,7 +92,7 @@ class WalkingDiffer:
                 raise NotFound("failed to get reader from content store: content digest ") from error
             raise error.within("failed to get reader from content store") from error
         try:
-            return await self._apply_pieces(layer, _read(reader), mounts, payloads, sync_fs, self._source(layer))
+            return await self._apply_pieces(layer, pieces_of(reader), mounts, payloads, sync_fs, self._source(layer))
         finally:
             await reader.close()
 
@@ -354,14 +354,6 @@ class _Output:
 
 async def _write(writer: Writer, data: bytes) -> None:
     await writer.write(data)
-
-
-def _read(reader: Reader) -> Iterator[bytes]:
-    fd = reader.fileno()
-    offset = 0
-    while data := os.pread(fd, min(_PIECE, reader.size - offset), offset):
-        yield data
-        offset += len(data)
 
 
 def _program(processor: StreamProcessor, media_type: str, payload: Typed | None) -> _Stage:

@@ -26,6 +26,10 @@ class Keepers:
     def place(self, mounts: Sequence[Mount]) -> AbstractContextManager[LayerPlace] | None:
         return next((found for keeper in self._keepers if (found := keeper.place(mounts)) is not None), None)
 
+    def place_of_image(self, mounts: Sequence[Mount]) -> AbstractContextManager[LayerPlace] | None:
+        """A place that takes an image as it is."""
+        return Keepers([keeper for keeper in self._keepers if keeper.takes_images]).place(mounts)
+
     def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
         """What to mount for somebody who was given `mounts`."""
         for keeper in self._keepers:
@@ -48,6 +52,9 @@ def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries
     # Both files' blocks are in the file system's journal before the first of them is synced: one commit is enough.
     syncing.start_writeback(place.tar)
     syncing.start_writeback(place.index)
+
+    if place.as_is:
+        return True
     if overlaid and made.implied:
         # They must look as they do below, which only unpacking sees to.
         _log.info("a layer is unpacked, as %d directories in it are only named on the way to files", made.implied)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
+from orlop.core.content import Reader
 from orlop.errors import Canceled
 
 _DEPTH = 8
+_READ = 1 << 18
 
 T = TypeVar("T")
 
@@ -120,3 +123,12 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
         await asyncio.wait([running])
         running.exception() if not running.cancelled() else None
         raise
+
+
+def pieces_of(reader: Reader) -> Iterator[bytes]:
+    """The blob of `reader` from its start."""
+    fd = reader.fileno()
+    offset = 0
+    while data := os.pread(fd, min(_READ, reader.size - offset), offset):
+        yield data
+        offset += len(data)

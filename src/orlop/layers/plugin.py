@@ -1,4 +1,4 @@
-"""The plugins of this room: the `walking` differ and the service that asks differs in order."""
+"""The plugins of this room: the differs `walking` and `erofs`, and the service that asks differs in order."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from orlop.core.plugin import InitContext, PluginType, Registration
 if TYPE_CHECKING:
     from orlop.layers.chain import DifferChain
     from orlop.layers.differ import WalkingDiffer
+    from orlop.layers.erofs import ErofsDiffer
+    from orlop.layers.keep import Keepers
 
 
 class WalkingConfig(msgspec.Struct, kw_only=True):
@@ -25,17 +27,23 @@ class WalkingConfig(msgspec.Struct, kw_only=True):
     max_layer_entries: int = 10_000_000
 
 
+class ErofsConfig(msgspec.Struct, kw_only=True):
+    """Bounds for what a compressed image may become."""
+
+    max_layer_bytes: int = 1 << 40
+    max_layer_ratio: int = 10_000
+
+
 class DiffServiceConfig(msgspec.Struct, kw_only=True):
     """`default` names the differs in the order in which they are asked; `sync_fs` makes every apply durable."""
 
-    default: list[str] = msgspec.field(default_factory=lambda: ["walking"])
+    default: list[str] = msgspec.field(default_factory=lambda: ["erofs", "walking"])
     sync_fs: bool = False
 
 
 async def _walking(context: InitContext) -> WalkingDiffer:
     from orlop.layers.compression import Limits
     from orlop.layers.differ import WalkingDiffer
-    from orlop.layers.keep import Keepers
     from orlop.layers.processors import StreamProcessor
     from orlop.mounts.temporary import TemporaryMounts
 
@@ -49,12 +57,26 @@ async def _walking(context: InitContext) -> WalkingDiffer:
         metadata.content,
         mounts,
         configured,
-        keepers=Keepers(
-            [one for one in context.get_all(PluginType.SNAPSHOTTER).values() if isinstance(one, LayerKeeper)]
-        ),
+        keepers=_keepers(context),
         limits=Limits(config.max_layer_bytes, config.max_layer_ratio),
         entries_limit=config.max_layer_entries,
     )
+
+
+async def _erofs(context: InitContext) -> ErofsDiffer:
+    from orlop.layers.compression import Limits
+    from orlop.layers.erofs import ErofsDiffer
+
+    config: ErofsConfig = context.config
+    context.meta.platforms.append(platform.host())
+    limits = Limits(config.max_layer_bytes, config.max_layer_ratio)
+    return ErofsDiffer(context.get(PluginType.METADATA).content, _keepers(context), limits=limits)
+
+
+def _keepers(context: InitContext) -> Keepers:
+    from orlop.layers.keep import Keepers
+
+    return Keepers([one for one in context.get_all(PluginType.SNAPSHOTTER).values() if isinstance(one, LayerKeeper)])
 
 
 async def _service(context: InitContext) -> DifferChain:
@@ -65,6 +87,7 @@ async def _service(context: InitContext) -> DifferChain:
 
 
 REGISTRATIONS: tuple[Registration, ...] = (
+    Registration(PluginType.DIFFER, "erofs", _erofs, (PluginType.METADATA, PluginType.SNAPSHOTTER), ErofsConfig),
     Registration(PluginType.DIFFER, "walking", _walking, (PluginType.METADATA, PluginType.SNAPSHOTTER), WalkingConfig),
     Registration(PluginType.SERVICE, "diff-service", _service, (PluginType.DIFFER,), DiffServiceConfig),
 )

@@ -38,7 +38,6 @@ class Plan:
 
     steps: tuple[_Step, ...]
     count: int
-    temporary: bool
 
 
 def plan(
@@ -70,7 +69,7 @@ def plan(
         steps.append(_Step(replace(mount, type=kind), tuple(transforms)))
     if count < 0:
         raise Unimplemented.verbatim("not implemented")
-    return Plan(tuple(steps), count, temporary)
+    return Plan(tuple(steps), count)
 
 
 def perform(
@@ -94,7 +93,7 @@ def perform(
         system = [step.mount for step in plan.steps[plan.count :]]
         if system:
             system[0] = _transformed(plan.steps[plan.count], active, roots)
-        elif plan.temporary and active:
+        else:  # something must be left to mount: for containerd only where `temporary` says so
             system = [Mount("bind", active[-1].point, ("rbind",))]
         undo.pop_all()
     return tuple(active), tuple(system)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
+from orlop.core.activation import MountHandler
 from orlop.core.mount import Mount
 from orlop.errors import Unimplemented, Unknown
 from orlop.mounts import loop
@@ -69,3 +71,7 @@ def _mount_by_loop(mount: Mount, point: str) -> Mount:
             raise Unknown(f"loop devices for {mount.source}: {error.strerror}") from error
         mount_all([done], point)
     return done
+
+
+HANDLERS: Mapping[str, MountHandler] = {"erofs": ErofsHandler(), "loop": LoopHandler()}
+"""By the type that each mounts."""

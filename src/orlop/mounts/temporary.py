@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orlop.core.mount import Mount
+from orlop.errors import Unimplemented
 from orlop.mounts import mountinfo, options
 from orlop.mounts import syscalls as sc
+from orlop.mounts.activate import perform, plan, release
+from orlop.mounts.handlers import HANDLERS
 from orlop.mounts.mount import MountError, mount_all, unmount, unmount_all
 
 _PREFIX = "containerd-mount"
@@ -44,13 +47,32 @@ class TemporaryMounts:
         self._prepare()
         directory = tempfile.mkdtemp(prefix=_PREFIX, dir=self._root)
         try:
-            try:
-                mount_all(mounts, directory)
-            except MountError as error:
-                raise MountError.verbatim(f"failed to mount {directory}: {error}") from error
-            yield directory
+            with self._prepared(mounts) as ready:
+                try:
+                    mount_all(ready, directory)
+                except MountError as error:
+                    raise MountError.verbatim(f"failed to mount {directory}: {error}") from error
+                try:
+                    yield directory
+                finally:
+                    self._take_off(directory, len(ready))
         finally:
-            self._discard(directory, len(mounts))
+            self._remove(directory)
+
+    @contextlib.contextmanager
+    def _prepared(self, mounts: Sequence[Mount]) -> Iterator[Sequence[Mount]]:
+        """What is left to mount of `mounts` once those have been mounted that the kernel does not know as they are."""
+        try:
+            planned = plan(mounts, HANDLERS)
+        except Unimplemented:
+            yield mounts
+            return
+        directory = tempfile.mkdtemp(prefix=_PREFIX, dir=self._root)
+        _, system = perform(planned, directory, HANDLERS, ())
+        try:
+            yield system
+        finally:
+            release(directory, HANDLERS)
 
     def cleanup(self) -> None:
         """Unmounts and removes what a daemon that was killed has left. Only before the first use of `mounted`."""
@@ -80,7 +102,8 @@ class TemporaryMounts:
             sc.mount("", root, "", sc.MS_PRIVATE, "")
         self._private = True
 
-    def _discard(self, directory: str, count: int) -> None:
+    @staticmethod
+    def _take_off(directory: str, count: int) -> None:
         for _ in range(count):
             try:
                 unmount(directory)
@@ -89,7 +112,6 @@ class TemporaryMounts:
                 unmount(directory, detach=True)
         # Whatever came to be mounted inside went along with a detached parent, or makes this find something.
         unmount_all(directory)
-        self._remove(directory)
 
     @staticmethod
     def _remove(directory: str) -> None:

@@ -75,7 +75,7 @@ class DirectorySnapshotter(ABC):
         record = await asyncio.to_thread(self._records.get, key)
         if record.info.kind is not Kind.ACTIVE:
             return record.usage
-        return await asyncio.to_thread(trees.usage, self._content(record.id))
+        return await asyncio.to_thread(self._measure, record)
 
     async def walk(self) -> list[SnapshotInfo]:
         return [self._shown(record) for record in await asyncio.to_thread(self._records.all)]
@@ -97,6 +97,10 @@ class DirectorySnapshotter(ABC):
     @abstractmethod
     def _content(self, id: int) -> str:
         """The directory whose files are the snapshot `id`."""
+
+    def _measure(self, record: Record) -> Usage:
+        """What an active takes on disk by itself."""
+        return trees.usage(self._content(record.id))
 
     def _is_bare(self, record: Record) -> bool:
         """Whether the directory of an active that is being committed says nothing."""
@@ -151,7 +155,7 @@ class DirectorySnapshotter(ABC):
 
     def _commit(self, name: str, key: str, labels: dict[str, str], parent: str) -> None:
         record = self._records.get(key)
-        measured = trees.usage(self._content(record.id))
+        measured = self._measure(record)
         faults.point("snapshots.commit.measured")
         with _led_by(self.commit_failed.format(key=key)):
             self._records.commit(key, name, labels, measured, parent, bare=self._is_bare(record))
@@ -217,3 +221,9 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Makes a directory of exactly `mode`, whatever the umask."""
+    os.mkdir(path, mode)
+    os.chmod(path, mode)

@@ -156,6 +156,8 @@ class Layers:
 class Place:
     """Implements `core.layer.LayerPlace`: the two files, made when first asked for."""
 
+    as_is = False
+
     def __init__(self, layers: Layers, directory: Path, snapshot: int) -> None:
         self._layers = layers
         self._directory = directory

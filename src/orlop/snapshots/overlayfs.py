@@ -15,7 +15,7 @@ from orlop.core.mount import Mount
 from orlop.core.snapshot import Kind, SnapshotInfo, Usage
 from orlop.errors import Unknown
 from orlop.snapshots import idmap
-from orlop.snapshots.directories import DirectorySnapshotter
+from orlop.snapshots.directories import DirectorySnapshotter, make_directory
 from orlop.snapshots.layer_records import LayerRecords
 from orlop.snapshots.layers import Layers, Place
 from orlop.snapshots.storage import Files, Record
@@ -36,6 +36,8 @@ class OverlaySnapshotter(DirectorySnapshotter):
     `idmap`); without, only the owner of its top directory is what they say. Raises Unknown if the file system of
     `root` has no d_type.
     """
+
+    takes_images = False
 
     def __init__(
         self,
@@ -62,9 +64,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
     def _fill(self, directory: str, kind: Kind, labels: Mapping[str, str], parent: int | None) -> None:
         content = os.path.join(directory, "fs")
-        _make_directory(content, 0o755)
+        make_directory(content, 0o755)
         if kind is Kind.ACTIVE:
-            _make_directory(os.path.join(directory, "work"), 0o711)
+            make_directory(os.path.join(directory, "work"), 0o711)
         owner = idmap.root_owner(labels)
         if self._remap_ids and parent is None:
             owner = None  # it is mounted itself, with its ids mapped: on disk they are the container's
@@ -196,11 +198,6 @@ def _kernel_options(configured: Sequence[str]) -> list[str]:
     if "index" not in names and _INDEX_PARAMETER.exists():
         options.append("index=off")
     return options
-
-
-def _make_directory(path: str, mode: int) -> None:
-    os.mkdir(path, mode)
-    os.chmod(path, mode)
 
 
 class _DirectoryEntry(ctypes.Structure):

@@ -1,19 +1,22 @@
-"""The snapshotters this room offers: `overlayfs` and `native`."""
+"""The snapshotters this room offers: `overlayfs`, `erofs` and `native`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from orlop.core import platform
-from orlop.core.plugin import InitContext, PluginType, Registration
+from orlop.core.plugin import InitContext, PluginType, Registration, SkipPlugin
+from orlop.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from orlop.snapshots.directories import DirectorySnapshotter
+    from orlop.snapshots.erofs import ErofsSnapshotter
     from orlop.snapshots.native import NativeSnapshotter
     from orlop.snapshots.overlayfs import OverlaySnapshotter
 
@@ -32,6 +35,24 @@ class OverlayConfig(msgspec.Struct):
     mount_options: list[str] = msgspec.field(default_factory=list)
     layers: Literal["auto", "directories"] = "auto"
     """`auto`: a layer is kept as its tar and an index that the kernel mounts, where it can; `directories`: unpacked."""
+
+
+class ErofsConfig(msgspec.Struct):
+    root_path: str = ""
+    ovl_mount_options: list[str] = msgspec.field(default_factory=list)
+    default_size: str = ""
+    """Of the image that takes what a container writes, as `64MiB`; empty: it goes to a directory."""
+    dmverity_mode: str = ""
+    """Layers are not guarded by dm-verity: `auto` and `off` are the same."""
+
+    def size(self) -> int:
+        """Bytes. Raises InvalidArgument."""
+        if not self.default_size:
+            return 0
+        match = re.fullmatch(r"([0-9]{1,15}) *([kmgt]?)i?b?", self.default_size.lower(), re.ASCII)
+        if match is None or not int(match[1]):
+            raise InvalidArgument(f'invalid default_size "{self.default_size}": a size as "64MiB" is needed')
+        return int(match[1]) << (10 * " kmgt".index(match[2] or " "))
 
 
 class NativeConfig(msgspec.Struct):
@@ -83,6 +104,24 @@ def _refusal(root: Path) -> str:
     return probe.refusal(root)
 
 
+async def _erofs(context: InitContext) -> ErofsSnapshotter:
+    from orlop.snapshots.erofs import ErofsSnapshotter
+    from orlop.snapshots.overlayfs import in_user_namespace
+
+    config: ErofsConfig = context.config
+    root = _root(context, config.root_path)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if refusal := await asyncio.to_thread(_refusal, root):
+        raise SkipPlugin(refusal)
+    if config.dmverity_mode not in ("", "auto", "off"):
+        raise InvalidArgument(f'invalid dmverity_mode "{config.dmverity_mode}": must be "auto" or "off" here')
+    driver = ErofsSnapshotter(root, mount_options=config.ovl_mount_options, default_size=config.size())
+    if not in_user_namespace():
+        context.meta.capabilities.append("rebase")
+    _announce(context, driver)
+    return driver
+
+
 async def _native(context: InitContext) -> NativeSnapshotter:
     from orlop.snapshots.native import NativeSnapshotter
 
@@ -105,6 +144,7 @@ def _announce(context: InitContext, driver: DirectorySnapshotter) -> None:
 
 
 REGISTRATIONS: tuple[Registration, ...] = (
+    Registration(PluginType.SNAPSHOTTER, "erofs", _erofs, config=ErofsConfig),
     Registration(PluginType.SNAPSHOTTER, "native", _native, config=NativeConfig),
     Registration(PluginType.SNAPSHOTTER, "overlayfs", _overlayfs, config=OverlayConfig),
 )
