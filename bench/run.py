@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import calls
 import depth
+import pull
 import tasks
 from peers import measure
 
 import layers
 
 if __name__ == "__main__":
-    measure(tasks.BENCHMARKS | calls.BENCHMARKS | layers.BENCHMARKS | depth.BENCHMARKS, __doc__)
+    measure(tasks.BENCHMARKS | calls.BENCHMARKS | layers.BENCHMARKS | depth.BENCHMARKS | pull.BENCHMARKS, __doc__)
