@@ -148,7 +148,7 @@ class _Layer:
         if base.startswith(WHITEOUT):
             self._whiteout(entry, parent, base)
             return
-        if len(base) > NAME_LIMIT:
+        if len(base) > NAME_LIMIT and entry.type != tar.LINK:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         match entry.type:
             case tar.REGULAR:
@@ -299,6 +299,8 @@ class _Layer:
             raise NotIndexable(_beyond(entry))
         if target & TYPE_MASK == layout.DIRECTORY:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if len(name) > NAME_LIMIT:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         self._put(parent, name, target)
         if self._directories.get(place, path[-1]) is None:
             raise NotIndexable(_beyond(entry))  # It was in what `name` had been until now.
