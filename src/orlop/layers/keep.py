@@ -52,7 +52,6 @@ def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries
     # Both files' blocks are in the file system's journal before the first of them is synced: one commit is enough.
     syncing.start_writeback(place.tar)
     syncing.start_writeback(place.index)
-
     if place.as_is:
         return True
     if overlaid and made.implied:
