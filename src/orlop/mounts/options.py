@@ -132,7 +132,7 @@ def read_only(options: Sequence[str], fstype: str) -> tuple[str, ...]:
     not mapped: who only looks at the files need not.
     """
     options = [option for option in options if not option.startswith(("uidmap=", "gidmap="))]
-    if fstype != "overlay":
+    if fstype.rpartition("/")[2] != "overlay":
         return (*(option for option in options if option not in {"ro", "rw"}), "ro")
     upper = next((option.partition("=")[2] for option in options if option.startswith("upperdir=")), "")
     kept = []

@@ -23,13 +23,12 @@ from orlop.core.activation import MountManager
 from orlop.core.container import Container, ContainerStore
 from orlop.core.content import ContentStore
 from orlop.core.descriptor import Descriptor
-from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.task import IO, Exit, Metric, NewTask, Process, ProcessInfo, Status
 from orlop.core.typed import FEATURES_URL, Typed
 from orlop.core.wire import common
 from orlop.core.wire import task as wire
-from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unimplemented, Unknown
+from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, Unavailable, Unknown
 from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host, idmaps
@@ -38,6 +37,7 @@ from orlop.runtime.checkpoint import CHECKPOINT_TYPE, store_checkpoint, unpack_c
 from orlop.runtime.host import OciRuntime
 from orlop.runtime.names import ShimBinary, binary_name
 from orlop.runtime.owner import Owner
+from orlop.runtime.rootfs import RootMounts
 from orlop.runtime.shim import Shim
 from orlop.runtime.shims import ShimManager
 
@@ -50,7 +50,6 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that a daemon that ends waits for deletions under way."""
 
 RUNC_OPTIONS = oci_pb2.Options.DESCRIPTOR.full_name
-_KEPT_BY_CONTAINER = "containerd.io/gc.bref.container"
 CHECKPOINT_OPTIONS = oci_pb2.CheckpointOptions.DESCRIPTOR.full_name
 
 
@@ -82,7 +81,7 @@ class TaskManager:
         self._shims = shims
         self._runtime = runtime or OciRuntime("runc")
         self._runtime_root = runtime_root
-        self._mounts = mounts
+        self._mounts = RootMounts(mounts)
         self.sandboxes: Sandboxes | None = None
         """Set where there is a sandbox controller."""
         self._busy: set[tuple[str, str]] = set()
@@ -123,7 +122,7 @@ class TaskManager:
         making = asyncio.to_thread(self._shims.bundles.create, scope.namespace, container.id, spec)
         made.making = self._owner.start(making, f"bundle of {container.id}")
         made.bundle = await asyncio.shield(made.making)
-        rootfs = await self._activated(scope, container.id, new.rootfs)
+        rootfs = await self._mounts.prepare(scope, container.id, new.rootfs)
         if new.checkpoint is not None and not restore:
             # In the work directory it goes when the bundle does, and is on disk, not in memory.
             directory = made.bundle.work / RESTORE_DIRECTORY
@@ -162,24 +161,6 @@ class TaskManager:
         faults.point("runtime.task.created")
         self._shims.add(made.shim)
         return answer.pid
-
-    async def _activated(self, scope: Scope, id: str, rootfs: Sequence[Mount]) -> Sequence[Mount]:
-        """What a shim is to mount once the mount manager has done its part. The activation has the task's name; it goes
-        with the container, and a task made again finds it."""
-        if self._mounts is None:
-            return rootfs
-        try:
-            labels = {_KEPT_BY_CONTAINER: id}
-            return (await self._mounts.activate(scope, id, rootfs, labels=labels)).system
-        except Unimplemented:
-            return rootfs  # nothing in it needs the manager
-        except AlreadyExists:
-            return (await self._mounts.info(scope, id)).system
-
-    async def _deactivate(self, scope: Scope, id: str) -> None:
-        if self._mounts is not None:
-            with contextlib.suppress(NotFound):
-                await self._mounts.deactivate(scope, id)
 
     def _sandbox_of(self, scope: Scope, container: Container) -> Shim | None:
         """The shim of the container's sandbox. One that does not run is no hindrance: the shim is started as usual."""
@@ -227,7 +208,7 @@ class TaskManager:
                 else:
                     await self._shims.discard(made.bundle, made.binary.path)
             if made.bundle is not None:
-                await self._deactivate(scope, id)
+                await self._mounts.release(scope, id)
         except Exception:
             log.exception("task %s cannot be undone", id)
         finally:
@@ -258,7 +239,7 @@ class TaskManager:
                 raise error.within("failed to delete task") from None
             faults.point("runtime.task.deleted")
             await self._shims.end(shim)
-            await self._deactivate(scope, shim.id)
+            await self._mounts.release(scope, shim.id)
         if answer is None:
             raise missing.within("failed to delete task")
         return Exit(answer.exit_status, wire.exited_at(answer.exited_at), answer.pid, shim.id)
