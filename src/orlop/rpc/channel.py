@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar, cast
 
-import grpc
-import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -66,6 +64,8 @@ class GrpcChannel:
     """A channel to the server that listens on the unix socket `address` (a path, with or without `unix://`)."""
 
     def __init__(self, address: str) -> None:
+        import grpc.aio  # 10 MB, which a daemon that calls nobody is spared
+
         self._channel: Any = grpc.aio.insecure_channel(
             f"unix:{address.removeprefix('unix://')}",
             options=(
@@ -243,6 +243,8 @@ async def _until_left(call: Any) -> AsyncIterator[Any]:
 @contextlib.contextmanager
 def _grpc_errors() -> Any:
     """Turns what grpc raises into the vocabulary of errors."""
+    import grpc.aio
+
     try:
         yield
     except grpc.aio.AioRpcError as error:

@@ -2,7 +2,7 @@
 
 It is used through its low-level front, without the layer that imitates grpc.aio: a call is one task of ours and nothing
 else. The front cannot take messages that a client streams; such calls, and those of methods that nobody has, it passes
-through a private unix socket to grpc.aio.
+through a private unix socket to grpc.aio, which is started by the first of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from pygrpc_native import EVENT_CANCEL, STREAM_CLOSED, STREAM_FULL, NativeGrpcFront
 
 from orlop.rpc.dispatch import MAX_METADATA, MAX_STREAMS, Headers, Limits, paths, shortened
-from orlop.rpc.grpcio import GrpcioEngine
+from orlop.rpc.fallback import Fallback
 from orlop.rpc.service import Call, Method, Service
 from orlop.rpc.status import status_of
 
@@ -35,7 +35,7 @@ class NativeEngine:
     def __init__(self, services: Iterable[Service], limits: Limits) -> None:
         services = tuple(services)
         self._limits = limits
-        self._fallback = GrpcioEngine(services, limits)
+        self._fallback = Fallback(services, limits)
         self._methods = [(path, method) for path, method in paths(services).items() if not method.client_streaming]
         self._front: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 from orlop.errors import FailedPrecondition, InvalidArgument
 from orlop.rpc.dispatch import Limits
-from orlop.rpc.grpcio import GrpcioEngine
 from orlop.rpc.service import Service
 
 EngineName = Literal["native", "grpcio"]
@@ -92,6 +91,8 @@ class GrpcServer:
     def _make_engine(self) -> Engine:
         services = self._services.values()
         if self._engine_name == "grpcio":
+            from orlop.rpc.grpcio import GrpcioEngine
+
             return GrpcioEngine(services, self._limits)
         from orlop.rpc.native import NativeEngine
 
