@@ -125,6 +125,9 @@ class Database:
             return query(reader)
         finally:
             reader.execute("COMMIT")
+            if self._closed:  # while this read went on, so that `close` had to leave the reader alone
+                with contextlib.suppress(apsw.ThreadingViolationError, apsw.BusyError):
+                    reader.close()
 
     def close(self) -> None:
         """Finishes what is queued, checkpoints and closes. Reads and writes after it raise Unavailable."""
@@ -135,7 +138,7 @@ class Database:
             self._queue.put(None)
         self._thread.join()
         for reader in list(self._all_readers):
-            # A reader that another thread is still using is closed with that thread.
+            # A reader that another thread is still using is closed by that thread.
             with contextlib.suppress(apsw.ThreadingViolationError, apsw.BusyError):
                 reader.close()
         self._writer.close()

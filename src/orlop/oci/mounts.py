@@ -68,8 +68,11 @@ def standard(namespaces: Namespaces, *, shm_size: int, privileged: bool) -> list
         mounts.append(_mount("/sys", "sysfs", "sysfs", [*_STRICT, access]))
     mounts.append(_mount("/run", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]))
     if namespaces.of("network") == HOST:
-        for path in ("/etc/hosts", "/etc/resolv.conf"):
-            mounts.append(_mount(path, "bind", path, ["rbind", "ro"]))
+        mounts += [
+            _mount(path, "bind", path, ["rbind", "ro"])
+            for path in ("/etc/hosts", "/etc/resolv.conf")
+            if os.path.exists(path)
+        ]
     return mounts
 
 
