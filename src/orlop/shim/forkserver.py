@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass
 
 from orlop.errors import OrlopError
-from orlop.shim import container, loop, server
+from orlop.shim import container, loop, rehearsal, server
 from orlop.shim.request import LIMIT, ForkAnswer, ForkRequest
 
 _CHECK_EVERY = 5.0
@@ -66,6 +66,7 @@ class ForkServer:
         except BlockingIOError:
             return 1
         server.prepare()
+        rehearsal.rehearse(self._path + ".r")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a shim that ends leaves no zombie; nobody waits for it
         self._selector.register(loop.block_signals(), selectors.EVENT_READ, self._end)
         listener, inode = self._listen()
