@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,13 @@ from pathlib import Path
 
 import pytest
 from real_daemon import IMAGE, Archives, Daemon
+
+from orlop.client import connect
+from orlop.client.run import rootfs
+from orlop.core import digest, media
+from orlop.core.descriptor import Descriptor
+from orlop.core.task import IO, NewTask
+from orlop.errors import OrlopError
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
@@ -94,17 +102,52 @@ def test_a_task_can_end_with_its_checkpoint(criu: None, daemon: Daemon, name: st
         end(daemon, name)
 
 
-def test_a_container_whose_output_is_a_file_outside_says_why_it_cannot_be_kept(
+def test_a_restored_container_writes_where_its_new_streams_lead(
     criu: None, daemon: Daemon, name: str, tmp_path: Path
 ) -> None:
-    daemon.ctr("run", "-d", "--log-uri", f"file://{tmp_path}/out", IMAGE, name, "sleep", "600")
+    """The streams of the client are FIFOs of the host, which CRIU cannot keep; those of the restore replace them."""
+    images, restored = tmp_path / "images", f"{name}-restored"
+    command = ["ctr", "-a", daemon.address, "run", IMAGE, name, "sh", "-c", COUNTER]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        try:
+            while client.stdout.readline() != "5\n":
+                assert client.poll() is None, daemon.log()
+            daemon.ctr("tasks", "checkpoint", "--exit", "--image-path", images, name)
+            before = [int(line) for line in client.stdout]  # the exit ends the client too
+            last = before[-1] if before else 5
+        finally:
+            client.kill()
+            end(daemon, name)
+    daemon.ctr("containers", "create", IMAGE, restored)
+    fifos = [tmp_path / kind for kind in ("in", "out", "err")]
+    for fifo in fifos:
+        os.mkfifo(fifo)
     try:
-        done = daemon.ctr("tasks", "checkpoint", "--image-path", tmp_path, name, check=False)
-        assert done.returncode
-        assert re.search(rf": criu: .*{tmp_path}/out", done.stderr)
-        assert name in running(daemon)
+        with pytest.raises(OrlopError, match="was a FIFO: it has to be"):
+            asyncio.run(start_from(daemon, restored, images, IO(stdout=f"file://{tmp_path}/log")))
+        daemon.ctr("tasks", "rm", "-f", restored)
+        with open(os.open(fifos[1], os.O_RDONLY | os.O_NONBLOCK)) as reader:
+            asyncio.run(start_from(daemon, restored, images, IO(*map(str, fifos))))
+            os.set_blocking(reader.fileno(), True)  # the container has the other end
+            first = int(reader.readline())
+            assert first in (last + 1, last + 2)  # one may have been on its way
+            assert int(reader.readline()) == first + 1
+            # what it has now is outside too, and another checkpoint leaves it out again
+            daemon.ctr("tasks", "checkpoint", "--image-path", tmp_path / "again", restored)
+            assert restored in running(daemon)
     finally:
-        end(daemon, name)
+        end(daemon, restored)
+
+
+async def start_from(daemon: Daemon, name: str, images: Path, io: IO) -> None:
+    """Starts the task of container `name` from the checkpoint in `images`, with the streams `io`."""
+    checkpoint = Descriptor(media.CHECKPOINT, digest.of(b""), 0, annotations={"RestoreFromPath": str(images)})
+    async with connect(daemon.address) as client:
+        mounts = await rootfs(client, await client.containers.get(client.scope, name))
+        new = NewTask(name, mounts, io, checkpoint=checkpoint)
+        await client.tasks.create(client.scope, new)
+        await client.tasks.start(client.scope, name)
 
 
 def test_where_there_is_no_criu_the_reason_is_named(

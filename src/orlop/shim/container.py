@@ -126,7 +126,11 @@ class Container:
         """Starts the init. Call with its lock held."""
         self._refuse("start", self.init)
         if self.restore is not None and self.init.child is None:
-            await self._restored(self.restore)
+            try:
+                await self._restored(self.restore)
+            except BaseException:
+                self.init.over.set()
+                raise
         else:
             if self.init.streams is not None:
                 self.init.streams.before_start()
@@ -293,7 +297,12 @@ class Container:
             for name in options.empty_namespaces:
                 arguments += ["--empty-ns", name]
             try:
-                await self.runtime.checkpoint(self.id, arguments)
+                outside = criu.streams_outside(self.init.pid)
+                told = criu.leaving_out(outside, path, self._criu_configuration, self.runtime.environment)
+            except OSError as error:
+                raise Unknown(f"checkpoint to {path}: {(error.strerror or str(error)).lower()}") from error
+            try:
+                await self.runtime.checkpoint(self.id, arguments, told)
             except RuntimeFailure as error:
                 log_path = os.path.join(work, "dump.log")
                 raise Unknown(f"{error}{criu.reason(log_path)} path= {log_path}") from error
@@ -317,6 +326,11 @@ class Container:
 
     async def _restored(self, restore: Restore) -> None:
         pid_file = os.path.join(self.bundle, "init.pid")
+        try:
+            given = self.init.streams.files if self.init.streams is not None else {}
+            told = criu.taking_over(restore.image_path, given, self._criu_configuration, self.runtime.environment)
+        except OSError as error:
+            raise Unknown(f"restore from {restore.image_path}: {(error.strerror or str(error)).lower()}") from error
         if self.init.streams is not None:
             self.init.streams.before_start()
         with self.runtime.reaper.watch() as watch, criu.told(os.path.join(restore.work_path, "restore.log")):
@@ -332,8 +346,13 @@ class Container:
                     work_path=restore.work_path,
                     console_socket=console,
                     no_pivot=self.options.no_pivot_root,
+                    environment=told,
                 ),
             )
+
+    @property
+    def _criu_configuration(self) -> str:
+        return os.path.join(self.bundle, "work", "criu.conf")
 
     async def _open_streams(self, process: Process) -> None:
         spawn = self.runtime.reaper.spawn

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orlop.errors import DeadlineExceeded, Unknown
@@ -72,6 +72,7 @@ class Runtime:
         work_path: str,
         console_socket: str = "",
         no_pivot: bool = False,
+        environment: Mapping[bytes, bytes],
     ) -> None:
         arguments = ["restore", "--image-path", image_path]
         if work_path:
@@ -81,7 +82,7 @@ class Runtime:
             arguments += ["--console-socket", console_socket]
         if no_pivot:
             arguments.append("--no-pivot")
-        await self._told("OCI runtime restore failed", [*arguments, id], files)
+        await replace(self, environment=environment)._told("OCI runtime restore failed", [*arguments, id], files)
 
     async def start(self, id: str) -> None:
         await self._told("OCI runtime start failed", ["start", id])
@@ -118,8 +119,8 @@ class Runtime:
         output = await self._told("OCI runtime ps failed", ["ps", "--format", "json", id])
         return [int(pid) for pid in json.loads(output or b"[]") or []]
 
-    async def checkpoint(self, id: str, arguments: Sequence[str]) -> None:
-        await self._run(["checkpoint", *arguments, id])
+    async def checkpoint(self, id: str, arguments: Sequence[str], environment: Mapping[bytes, bytes]) -> None:
+        await replace(self, environment=environment)._run(["checkpoint", *arguments, id])
 
     async def features(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(await self._run(["features"], bare=True))
