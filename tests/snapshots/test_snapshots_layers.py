@@ -256,7 +256,7 @@ async def test_a_damaged_layer_is_named_and_another_apply_mends_it(
         await world.driver.prepare("k", "base")
     await world.apply(await world.driver.prepare("mend"), BASE)
     await world.driver.remove("mend")
-    with temporary.mounted(await world.driver.mounts("k")) as root:
+    with temporary.mounted(await world.driver.prepare("k", "base")) as root:
         assert tree(root) == {"one": "1", "d/two": "2"}
 
 

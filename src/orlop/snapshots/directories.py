@@ -133,7 +133,13 @@ class DirectorySnapshotter(ABC):
                     trees.remove(final)
                 raise
         faults.point("snapshots.create.committed")
-        return self._mounts_of(record)
+        try:
+            return self._mounts_of(record)
+        except BaseException:
+            # A caller that got an error has no snapshot.
+            self._records.remove(key)
+            self._discard(final)
+            raise
 
     def _parent_id(self, key: str, parent: str) -> int | None:
         with _led_by("failed to create snapshot"), self._records.transaction() as connection:

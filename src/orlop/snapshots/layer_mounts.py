@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from orlop import faults
@@ -24,9 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 class LayerMounts:
-    """Mounts below `directory`; `files` gives the index and the tar of a layer. Safe to use from several threads."""
+    """Mounts below `directory`; `files` gives the index of a layer, and the files with its data.
 
-    def __init__(self, directory: Path, files: Callable[[int], tuple[str, str]]) -> None:
+    Safe to use from several threads.
+    """
+
+    def __init__(self, directory: Path, files: Callable[[int], tuple[str, Sequence[str]]]) -> None:
         self._directory = directory
         self._files = files
         self._lock = threading.Lock()
@@ -39,13 +42,19 @@ class LayerMounts:
     def ensure(self, ids: Iterable[int]) -> None:
         """All of `ids` are mounted on return. Raises DataLoss, naming the layer, for one whose files are damaged."""
         with self._lock:
-            mounted = self._known()
-            for id in ids:
-                if id not in mounted or mounted[id] != _device(self.path(id)):
-                    mounted[id] = self._mount(id)
+            missing = [id for id in ids if not self._is_mounted(id)]
+        # Asked without the lock: the records have one too, and `renew` comes from inside that.
+        files = {id: self._files(id) for id in missing}
+        with self._lock:
+            for id in missing:
+                if not self._is_mounted(id):
+                    self._known()[id] = self._mount(id, *files[id])
 
     def release(self, needed: Callable[[], set[int]]) -> None:
-        """Unmounts what is not `needed`, which is asked while no mount can be made. What is busy stays for now."""
+        """Unmounts what is not `needed`, which is asked while no mount can be made. What is busy stays for now.
+
+        Where `needed` asks the records, this is called inside a transaction of theirs: their lock comes first.
+        """
         with self._lock:
             mounted = self._known()
             for id in mounted.keys() - needed():
@@ -68,12 +77,15 @@ class LayerMounts:
                     self._mounted[int(name)] = os.makedev(*entry.device)
         return self._mounted
 
-    def _mount(self, id: int) -> int:
-        index, tar = self._files(id)
+    def _is_mounted(self, id: int) -> bool:
+        mounted = self._known()
+        return id in mounted and mounted[id] == _device(self.path(id))
+
+    def _mount(self, id: int, index: str, devices: Sequence[str]) -> int:
         target = self.path(id)
         os.makedirs(target, mode=0o700, exist_ok=True)
         try:
-            erofs.mount_image(index, (tar,), target)
+            erofs.mount_image(index, devices, target)
         except OSError as error:
             kind = DataLoss if error.errno in _DAMAGED else Unknown
             raise kind.verbatim(f"layer index {index} cannot be mounted: {reason(error)}") from error

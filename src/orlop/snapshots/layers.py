@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orlop import faults
@@ -34,7 +34,9 @@ class Layers:
         self._directory = root / "layers"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self.records = records
-        self.mounts = LayerMounts(root / "l", self._files)
+        self.mounts = LayerMounts(root / "l", self.intact)
+        self.replaced: Callable[[int], None] = lambda _: None
+        """Is told of layers that have new files."""
         self._making: set[str] = set()
         self._removing = threading.Lock()
         self._set_orphans_aside()
@@ -84,6 +86,7 @@ class Layers:
         sync_directory(self._directory)
         self.records.mend(layer, disk)
         self.mounts.renew(layer.id)
+        self.replaced(layer.id)
 
     def take_back(self, layer: Layer) -> None:
         """The record of `layer` has not become durable: neither shall the files."""
@@ -106,7 +109,8 @@ class Layers:
             gone = self.records.drop_unused()
             faults.point("snapshots.layers.forgotten")
             # A mount whose layer stays does too: containers come and go, and with the mount its page cache would.
-            self.mounts.release(lambda: {layer.id for layer in self.records.all()})
+            with self.records.transaction():
+                self.mounts.release(lambda: {layer.id for layer in self.records.all()})
             faults.point("snapshots.layers.unmounted")
             with self.records.transaction():
                 names = {str(layer.id) for layer in self.records.all()} | self._making
@@ -119,14 +123,19 @@ class Layers:
 
     def close(self) -> None:
         """Takes off the mounts that no active snapshot or view lies over. Safe to call again."""
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable), self.records.transaction():
             self.mounts.release(self.records.in_use)
 
-    def _files(self, id: int) -> tuple[str, str]:
-        """Index and tar of the layer `id`. Raises DataLoss, naming it, where they are not what they were."""
+    def record(self, id: int) -> Layer:
+        """Raises DataLoss if there is none."""
         layer = self.records.get(id)
         if layer is None:
             raise DataLoss(f"layer {id} has no record")
+        return layer
+
+    def intact(self, id: int) -> tuple[str, Sequence[str]]:
+        """Index and tar of the layer `id`. Raises DataLoss, naming it, where they are not what they were."""
+        layer = self.record(id)
         directory = self.path(layer)
         tar, index = str(directory / "tar"), str(directory / "index")
         remedy = 'run "orlop image repair" for an image that has it'
@@ -137,7 +146,7 @@ class Layers:
                 raise DataLoss(f"layer {layer.diff_id}: {path} is missing: {remedy}")
         if (size := os.lstat(tar).st_size) != layer.size:
             raise DataLoss(f"layer {layer.diff_id}: {tar} has {size} bytes, not {layer.size}: {remedy}")
-        return index, tar
+        return index, (tar,)
 
     def _set_orphans_aside(self) -> None:
         """Renames numbered directories that a crash left without a record: their number will be given again."""

@@ -7,7 +7,7 @@ import ctypes
 import dataclasses
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from orlop.snapshots import idmap
 from orlop.snapshots.directories import DirectorySnapshotter, make_directory
 from orlop.snapshots.layer_records import LayerRecords
 from orlop.snapshots.layers import Layers, Place
+from orlop.snapshots.merged_layers import STEP, MergedLayers, fits
 from orlop.snapshots.storage import Files, Record
 
 UPPERDIR_LABEL = "containerd.io/snapshot/overlay.upperdir"
@@ -61,6 +62,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._keeps_layers = keeps_layers
         # Also where none are kept any more: those that were are mounted still.
         self._layers = Layers(root, LayerRecords(self._records))
+        self._merged = MergedLayers(root, self._layers)
 
     def _fill(self, directory: str, kind: Kind, labels: Mapping[str, str], parent: int | None) -> None:
         content = os.path.join(directory, "fs")
@@ -86,10 +88,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
         if record.files.layer is None or not layers.is_counted_at(record.files):
             return own
         layer = layers.get(record.files.layer)
-        return own if layer is None else Usage(own.size + layer.disk, own.inodes + _INODES_OF_LAYER)
+        if layer is None:
+            return own
+        merged = self._merged.usage_at(layer.id)
+        return Usage(own.size + layer.disk + merged.size, own.inodes + _INODES_OF_LAYER + merged.inodes)
 
     async def close(self) -> None:
         """Mounts of layers that containers may use stay."""
+        await asyncio.to_thread(self._merged.close)
         await asyncio.to_thread(self._layers.close)
         await super().close()
 
@@ -142,37 +148,58 @@ class OverlaySnapshotter(DirectorySnapshotter):
     def _remove(self, key: str) -> None:
         super()._remove(key)
         if self._sync_remove:
-            self._layers.cleanup()
+            self._clean_layers()
 
     def _cleanup(self) -> None:
         super()._cleanup()
+        self._clean_layers()
+
+    def _clean_layers(self) -> None:
         self._layers.cleanup()
+        self._merged.cleanup()
 
     def _mounts_of(self, record: Record) -> list[Mount]:
         is_view = record.info.kind is Kind.VIEW
         own = () if record.files.layer is None else (Files(record.id, record.files.layer, bare=True),)
-        lowers = self._lowers((*own, *record.parents))
         mapped = idmap.mount_options(record.info.labels) if self._remap_ids else ()
-        if not lowers:
-            return [Mount("bind", self._content(record.id), (*mapped, "ro" if is_view else "rw", "rbind"))]
-        if is_view and len(lowers) == 1:
-            return [Mount("bind", lowers[0], (*mapped, "ro", "rbind"))]
         upper = mapped
         if not is_view:
             work = os.path.join(self._directory(record.id), "work")
             upper = (*mapped, f"workdir={work}", f"upperdir={self._content(record.id)}")
+        lowers = self._lowers((*own, *record.parents), (*upper, *self._options))
+        if not lowers:
+            return [Mount("bind", self._content(record.id), (*mapped, "ro" if is_view else "rw", "rbind"))]
+        if is_view and len(lowers) == 1:
+            return [Mount("bind", lowers[0], (*mapped, "ro", "rbind"))]
         return [Mount("overlay", "overlay", (*upper, f"lowerdir={':'.join(lowers)}", *self._options))]
 
-    def _lowers(self, chain: Sequence[Files]) -> list[str]:
-        """The directories of `chain`, nearest first: those of snapshots and the mounts of kept layers."""
-        self._layers.mounts.ensure(files.layer for files in chain if files.layer is not None)
-        lowers = []
-        for files in chain:
-            if not files.bare:
-                lowers.append(self._content(files.id))
-            if files.layer is not None:
-                lowers.append(self._layers.mounts.path(files.layer))
-        return lowers
+    def _lowers(self, chain: Sequence[Files], others: Sequence[str]) -> list[str]:
+        """The directories of `chain`, nearest first: those of snapshots and the mounts of kept layers.
+
+        Where an overlay that also has the options `others` would not take so many, the lowest layers are merged.
+        """
+        places = [place for files in chain for place in self._places(files)]
+        for count in range(0, _kept_at_bottom(places) + 1, STEP):
+            above = places[: len(places) - count]
+            lowers = [path for path, _ in above]
+            if count:
+                lowers.append(self._merged.longest_path)
+            if not lowers or fits(lowers, others):
+                merged = [layer for _, layer in reversed(places[len(above) :]) if layer is not None]
+                return self._mounted(above, merged)
+        return self._mounted(places, [])
+
+    def _places(self, files: Files) -> Iterator[tuple[str, int | None]]:
+        """The directories of a snapshot, nearest first, each with the layer that is mounted there."""
+        if not files.bare:
+            yield self._content(files.id), None
+        if files.layer is not None:
+            yield self._layers.mounts.path(files.layer), files.layer
+
+    def _mounted(self, above: Sequence[tuple[str, int | None]], merged: Sequence[int]) -> list[str]:
+        self._layers.mounts.ensure(layer for _, layer in above if layer is not None)
+        lowers = [path for path, _ in above]
+        return [*lowers, self._merged.mounted(merged)] if merged else lowers
 
     def _content(self, id: int) -> str:
         return os.path.join(self._directory(id), "fs")
@@ -182,6 +209,11 @@ class OverlaySnapshotter(DirectorySnapshotter):
             return record.info
         labels = {**record.info.labels, UPPERDIR_LABEL: self._content(record.id)}
         return dataclasses.replace(record.info, labels=labels)
+
+
+def _kept_at_bottom(places: Sequence[tuple[str, int | None]]) -> int:
+    """How many of the lowest places are mounts of layers."""
+    return next((count for count, (_, layer) in enumerate(reversed(places)) if layer is None), len(places))
 
 
 def in_user_namespace() -> bool:
