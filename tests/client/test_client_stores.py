@@ -119,7 +119,7 @@ async def test_a_ref_that_is_written_is_locked_and_a_blob_that_is_there_is_told(
 
 async def test_writers_leave_no_task_behind(tmp_path: Path, way: str) -> None:
     async with client_of(tmp_path, way) as client:
-        await client.content.statuses(client.scope)
+        await write_whole(client.content, client.scope, "first", b"first")  # which starts what writers need, once
         before = len(asyncio.all_tasks())
         for number in range(20):
             await write_whole(client.content, client.scope, f"r{number}", bytes([number]))

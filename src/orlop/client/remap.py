@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orlop.client.client import Client
+from orlop.core.lease import Resource
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound
@@ -59,6 +60,8 @@ async def _copied(
     """The committed snapshot that has the files of `parent` with their owners mapped; made where it is missing."""
     mapping = f"{','.join(map(str, uids))} {','.join(map(str, gids))}"
     name = f"{parent}-{hashlib.sha256(mapping.encode()).hexdigest()[:16]}"
+    if scope.lease:  # one that is there already may else be collected before it is used
+        await client.leases.add_resource(scope, scope.lease, Resource(f"snapshots/{snapshotter}", name))
     try:
         await client.snapshots.stat(scope, snapshotter, name)
     except NotFound:
