@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from real_daemon import IMAGE, Archives, Daemon
 from traces import await_no_traces, descriptors, traces
 
 from orlop.client import connect
+from orlop.core.task import Status
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
@@ -125,6 +127,33 @@ def test_a_daemon_killed_after_start_exec_and_kill_finds_what_they_did(daemon: D
     wait_for(lambda: status_of(daemon, name) == "STOPPED", "the container's end")
     assert "exit code 137" in daemon.ctr("tasks", "rm", name).stderr
     remove(daemon, name)
+
+
+def test_a_daemon_killed_while_an_exec_starts_finds_it_running(daemon: Daemon, name: str) -> None:
+    daemon.ctr("run", "-d", IMAGE, name, "sleep", "600")
+    restart(daemon, "runtime.task.started=kill")
+    command = ["tasks", "exec", "--exec-id", "e", name, "sh", "-c", "echo in > /proof; exec sleep 600"]
+    with subprocess.Popen(["ctr", "-a", daemon.address, *command], stdout=subprocess.DEVNULL) as client:
+        assert died(daemon)
+        client.kill()  # it waits for the end of the output, which does not come
+    restart(daemon)
+    assert status_of(daemon, name) == "RUNNING"
+    assert asyncio.run(status_of_exec(daemon, name, "e")) is Status.RUNNING
+    assert daemon.ctr("tasks", "exec", "--exec-id", "f", name, "cat", "/proof").stdout == "in\n"
+    asyncio.run(end_exec(daemon, name, "e"))
+    remove(daemon, name)
+
+
+async def status_of_exec(daemon: Daemon, name: str, exec_id: str) -> Status:
+    async with connect(daemon.address) as client:
+        return (await client.tasks.get(client.scope, name, exec_id)).status
+
+
+async def end_exec(daemon: Daemon, name: str, exec_id: str) -> None:
+    async with connect(daemon.address) as client:
+        await client.tasks.kill(client.scope, name, exec_id, signal=signal.SIGKILL)
+        assert (await client.tasks.wait(client.scope, name, exec_id)).status == 137
+        assert (await client.tasks.delete_process(client.scope, name, exec_id)).status == 137
 
 
 @pytest.mark.parametrize("point", SHIM)

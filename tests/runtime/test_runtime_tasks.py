@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from orlop.core.clock import ZERO
 from orlop.core.task import NewTask, Status
 from orlop.core.typed import Typed
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound, Unknown
+from orlop.runtime.bundle import Bundles
+from orlop.runtime.orphan import end_orphan
+from orlop.runtime.shims import Limits
 
 pytestmark = [
     pytest.mark.root,
@@ -120,6 +124,38 @@ async def test_a_killed_shim_takes_its_container_along_and_is_told_as_an_exit(tm
         with pytest.raises(NotFound, match=r"^task orphan not found$"):
             await here.tasks.get(SCOPE, "orphan")
         assert here.leftovers == []
+
+
+@pytest.mark.parametrize("deletes", ["exit 1", "exec sleep 1000"])
+async def test_no_process_outlives_a_shim_whose_delete_fails_or_hangs(tmp_path: Path, deletes: str) -> None:
+    binary = tmp_path / "shim"
+    binary.write_text(
+        f'#!/bin/sh\nfor last; do :; done\n[ "$last" != delete ] || {deletes}\nexec {shim_binary()} "$@"\n'
+    )
+    binary.chmod(0o755)
+    async with world(tmp_path) as here:
+        here.shims.limits = Limits(cleanup=0.5)
+        here.add("orphan", "sleep", "1000", runtime=str(binary))
+        pid = await here.tasks.create(SCOPE, NewTask("orphan"))
+        await here.tasks.start(SCOPE, "orphan")
+        shim = here.shims.find("test", "orphan")
+        assert shim is not None
+        os.kill(shim.pid, signal.SIGKILL)
+        await shim.buried.wait()
+        assert not Path(f"/proc/{pid}/root/bin").exists()  # at most a zombie of whoever is its parent now
+        assert [topic for topic, _ in here.events.events] == ["/tasks/exit", "/tasks/delete"]
+        assert here.leftovers == []
+        command = ["runc", "--root", tmp_path / "runc/test", "delete", "--force", "orphan"]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+
+
+def test_a_pid_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -> None:
+    bundle = Bundles(tmp_path / "state", tmp_path / "root").create("test", "reused", b"{}")
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        (bundle.path / "init.pid").write_text(str(other.pid))
+        assert end_orphan(bundle) == 0
+        assert other.poll() is None
+        other.kill()
 
 
 async def test_a_restarted_daemon_finds_running_and_exited_tasks(tmp_path: Path) -> None:

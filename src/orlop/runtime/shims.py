@@ -30,6 +30,7 @@ from orlop.runtime import bootstrap as contract
 from orlop.runtime.bootstrap import ShimSettings
 from orlop.runtime.bundle import Bootstrap, Bundle, Bundles
 from orlop.runtime.names import ShimBinaries, ShimBinary
+from orlop.runtime.orphan import end_orphan
 from orlop.runtime.owner import Owner
 from orlop.runtime.shim import Shim
 from orlop.runtime.shimlog import ShimLog
@@ -329,6 +330,10 @@ class ShimManager:
             return await contract.delete(binary, bundle, self.settings, self.limits.cleanup)
         except OrlopError as error:
             log.warning("%s delete of %s: %s", binary or "shim", bundle.path, error)
+            pid = await asyncio.to_thread(end_orphan, bundle)
+            if pid:
+                log.warning("container of %s (pid %d) outlived its shim: it is killed", bundle.path, pid)
+                return shim_pb2.DeleteResponse(exit_status=_KILLED)
             return shim_pb2.DeleteResponse(exit_status=_NOT_CLEANED)
 
     def _own_address(self, bundle: Bundle) -> str:
