@@ -19,7 +19,15 @@ import apsw
 
 from orlop.core import clock
 from orlop.core.snapshot import Kind, SnapshotInfo, Usage
-from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unknown
+from orlop.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Unknown,
+)
 
 _MIGRATIONS = (
     """
@@ -98,12 +106,18 @@ class Records:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[apsw.Connection]:
-        """What is done inside is done whole or not at all, and nobody else reads or writes meanwhile."""
+        """What is done inside is done whole or not at all, and nobody else reads or writes meanwhile.
+
+        Raises ResourceExhausted for a full disk.
+        """
         with self._lock:
             if self._connection is None:
                 raise Unavailable("snapshotter is closed")
-            with self._connection:
-                yield self._connection
+            try:
+                with self._connection:
+                    yield self._connection
+            except apsw.FullError as error:
+                raise ResourceExhausted.verbatim("snapshot records: no space left on device") from error
 
     def get(self, key: str) -> Record:
         """Raises NotFound."""
