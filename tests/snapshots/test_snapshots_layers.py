@@ -16,7 +16,7 @@ from layer_world import SCOPE, Layered, archive, layered
 from orlop import faults
 from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
-from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unknown
+from orlop.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unknown
 from orlop.layers import media
 from orlop.layers.compare import compare
 from orlop.mounts.mount import unmount_all
@@ -138,6 +138,14 @@ async def test_another_stream_of_the_same_tar_shares_the_layer(world: Layered) -
     applied = await world.differ.apply_stream(descriptor, [BASE[:700], BASE[700:]], mounts)
     assert applied.size == len(BASE)
     await world.driver.commit("b", "k")
+    assert world.kept == ["1"]
+    # A stream proves the blob only at its end: until somebody says so, the blob is looked for.
+    mounts = await world.driver.prepare("other")
+    with pytest.raises(NotFound):
+        await world.differ.apply(SCOPE, descriptor, mounts)
+    await world.differ.verified(descriptor, applied)
+    (world.files.root / descriptor.digest).write_bytes(b"not read any more")
+    assert (await world.differ.apply(SCOPE, descriptor, mounts)).digest == applied.digest
     assert world.kept == ["1"]
 
 

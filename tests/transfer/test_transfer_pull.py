@@ -209,6 +209,9 @@ class Watching:
         self._begun.set()
         return await self._differ.apply_stream(layer, *arguments, **more)
 
+    async def verified(self, *arguments: Any) -> None:
+        await self._differ.verified(*arguments)
+
 
 async def test_a_layer_is_unpacked_while_it_arrives(tmp_path: Path) -> None:
     async with pull_world(tmp_path) as world:

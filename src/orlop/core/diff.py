@@ -66,3 +66,7 @@ class StreamDiffer(Differ, Protocol):
 
         Raises Unimplemented, before anything is read, where `apply` must be called once the blob is stored.
         """
+
+    async def verified(self, layer: Descriptor, applied: Descriptor) -> None:
+        """The bytes of which `apply_stream` made `applied` had the digest of `layer`: what is kept of them may serve
+        whoever comes with the same blob."""

@@ -55,6 +55,9 @@ class LayerKeeper(Protocol):
     def files(self, diff_id: str) -> tuple[str, str] | None:
         """The tar and the index of a layer that is kept here; None if it is not."""
 
+    def remember(self, diff_id: str, source: str) -> None:
+        """The layer with this diff id, if it is kept here, was made of `source`, as `LayerPlace.keep` has it."""
+
     def distrust(self, diff_id: str) -> None:
         """The files of a layer are not what they were: the next one that comes with this diff id replaces them."""
 

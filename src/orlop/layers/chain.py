@@ -67,6 +67,12 @@ class DifferChain:
                 refusal = error
         raise refusal
 
+    async def verified(self, layer: Descriptor, applied: Descriptor) -> None:
+        """Every differ is told; those that keep nothing of the layer have nothing to do."""
+        for differ in self._differs:
+            if isinstance(differ, StreamDiffer):
+                await differ.verified(layer, applied)
+
     async def compare(
         self,
         scope: Scope,

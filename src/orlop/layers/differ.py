@@ -109,6 +109,11 @@ class WalkingDiffer:
         # Whether they are those of the blob shows at their end: what they become proves nothing of it before.
         return await self._apply_pieces(layer, source, mounts, payloads, sync_fs, "")
 
+    async def verified(self, layer: Descriptor, applied: Descriptor) -> None:
+        """The next `apply` of the same blob finds the layer that is kept, and reads nothing."""
+        if source := self._source(layer):
+            await asyncio.to_thread(self._keepers.remember, applied.digest, source)
+
     def _source(self, layer: Descriptor) -> str:
         """What names the tar that the stored blob of `layer` becomes; empty where programs decide that."""
         opening = media.opening(layer.media_type)

@@ -63,6 +63,9 @@ class ErofsDiffer:
         stage = self._stage(layer)
         return await in_thread(lambda _: self._store(layer, stage(iter(source)), mounts))
 
+    async def verified(self, layer: Descriptor, applied: Descriptor) -> None:
+        """Nothing: each snapshot has an image of its own."""
+
     async def compare(
         self,
         scope: Scope,

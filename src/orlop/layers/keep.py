@@ -30,6 +30,11 @@ class Keepers:
         """A place that takes an image as it is."""
         return Keepers([keeper for keeper in self._keepers if keeper.takes_images]).place(mounts)
 
+    def remember(self, diff_id: str, source: str) -> None:
+        """What is kept with `diff_id` was made of `source`."""
+        for keeper in self._keepers:
+            keeper.remember(diff_id, source)
+
     def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:
         """What to mount for somebody who was given `mounts`."""
         for keeper in self._keepers:

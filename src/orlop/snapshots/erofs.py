@@ -60,6 +60,9 @@ class ErofsSnapshotter(DirectorySnapshotter):
     def files(self, diff_id: str) -> None:
         """None: a layer is part of its snapshot here, and has no name of its own."""
 
+    def remember(self, diff_id: str, source: str) -> None:
+        """Nothing: no other snapshot has the same files."""
+
     def distrust(self, diff_id: str) -> None:
         """Nothing: no other snapshot has the same files."""
 

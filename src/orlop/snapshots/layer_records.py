@@ -94,6 +94,13 @@ class LayerRecords:
             if source:
                 connection.execute("INSERT OR REPLACE INTO layer_sources VALUES (?, ?)", (source, layer.id))
 
+    def remember(self, diff_id: str, source: str) -> None:
+        """The layer with this diff id, if there is one, was made of `source`."""
+        with self.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO layer_sources SELECT ?, id FROM layers WHERE diff_id = ?", (source, diff_id)
+            )
+
     def all(self) -> list[Layer]:
         with self.transaction() as connection:
             return [_layer(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM layers ORDER BY id")]  # noqa: S608

@@ -113,6 +113,10 @@ class OverlaySnapshotter(DirectorySnapshotter):
         """As `core.layer.LayerKeeper` says."""
         return self._layers.files(diff_id)
 
+    def remember(self, diff_id: str, source: str) -> None:
+        """As `core.layer.LayerKeeper` says."""
+        self._layers.records.remember(diff_id, source)
+
     def distrust(self, diff_id: str) -> None:
         """As `core.layer.LayerKeeper` says."""
         self._layers.distrust(diff_id)

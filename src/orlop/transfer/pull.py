@@ -296,6 +296,8 @@ class _Layers:
         if applied is None:
             self._pull.tracker.extract(layer)
             applied = await self._differ.apply(self._pull.origin.scope, layer, mounts)
+        elif isinstance(self._differ, StreamDiffer):
+            await self._differ.verified(layer, applied)  # as the blob was, by its commit
         self._pull.tracker.finish(layer, progress.EXTRACTED)
         return applied
 
