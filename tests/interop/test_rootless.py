@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import busybox_image
 import pytest
+
+import orlop
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
 
@@ -45,9 +48,32 @@ def home() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def why_not(home: Path) -> str:
+def programs(home: Path) -> Path:
+    """A directory with `orlop` and `orlopd` that the user can run.
+
+    Where this Python is not theirs to execute (one in root's home), it is the system's of the same version, in an
+    environment of its own with the modules of this one.
+    """
+    own = Path(sys.executable).parent
+    done = subprocess.run([*ENTER, "sh", "-c", f'exec "{sys.executable}" -c ""'], cwd=home, capture_output=True)
+    system = f"/usr/bin/python3.{sys.version_info.minor}"
+    if not done.returncode or not Path(system).exists():
+        return own
+    subprocess.run([system, "-m", "venv", "--without-pip", home / "venv"], check=True)
+    made = home / "venv/bin"
+    paths = [sysconfig.get_path("purelib"), str(Path(orlop.__file__).parents[1])]
+    packages = home / f"venv/lib/python3.{sys.version_info.minor}/site-packages"
+    (packages / "checkout.pth").write_text("".join(f"{path}\n" for path in paths))
+    for name in ("orlop", "orlopd"):
+        _, _, script = (own / name).read_text().partition("\n")
+        (made / name).write_text(f"#!{made}/python3\n{script}")
+        (made / name).chmod(0o755)
+    return made
+
+
+def why_not(home: Path, bin: Path) -> str:
     """Why it cannot be tried here; empty if it can."""
-    program = Path(sys.executable).with_name("orlop")
+    program = bin / "orlop"
     for what, command in (
         ("no user namespaces here", ["mount", "-t", "tmpfs", "tmpfs", "/run"]),
         ("other users cannot run this Python", ["sh", "-c", f'exec "{program}" --version']),
@@ -59,10 +85,11 @@ def why_not(home: Path) -> str:
 
 
 def test_a_container_runs_without_privileges(home: Path) -> None:
-    if why := why_not(home):
+    bin = programs(home)
+    if why := why_not(home, bin):
         pytest.skip(why)
     (home / "image.tar").write_bytes(busybox_image.oci_layout())
-    environment = os.environ | {"HOME": str(home), "BIN": str(Path(sys.executable).parent), "XDG_RUNTIME_DIR": ""}
+    environment = os.environ | {"HOME": str(home), "BIN": str(bin), "XDG_RUNTIME_DIR": ""}
     done = subprocess.run(
         [*ENTER, *APART, "sh", "-c", SCRIPT], cwd=home, env=environment, capture_output=True, text=True, timeout=120
     )
