@@ -72,13 +72,13 @@ def _json(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True).encode()
 
 
-def _config(diff_id: str) -> bytes:
+def _config(diff_id: str, labels: dict[str, str] | None = None) -> bytes:
     return _json(
         {
             "architecture": _architecture(),
             "os": "linux",
             "created": "2026-01-01T00:00:00Z",
-            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/", "Labels": labels or {}},
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "busybox_image.py"}],
         }
@@ -95,11 +95,11 @@ def _archive(files: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def oci_layout(name: str = NAME) -> bytes:
-    """An archive in the OCI image layout, its one image named `name`."""
+def oci_layout(name: str = NAME, labels: dict[str, str] | None = None) -> bytes:
+    """An archive in the OCI image layout, its one image named `name` and labelled with `labels`."""
     tar = layer()
     packed = gzip.compress(tar, compresslevel=6, mtime=0)
-    config = _config(_digest(tar))
+    config = _config(_digest(tar), labels)
     manifest = _json(
         {
             "schemaVersion": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -16,7 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import busybox_image
 import pytest
+
+from orlop.client import connect
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 Orlop = Any
@@ -294,3 +298,35 @@ def test_a_terminal_that_hangs_up_ends_the_container(orlop: Orlop, name: str, te
     os.close(terminal.person)
     process.wait(60)
     assert orlop.is_gone(name)
+
+
+def test_labels_of_an_image_that_mean_something_to_the_daemon_do_not_reach_its_containers(
+    orlop: Orlop, name: str, tmp_path: Path
+) -> None:
+    """CVE-2026-53488: with them an image could have the restart monitor run programs of the host."""
+    archive, proof = tmp_path / "oci.tar", tmp_path / "proof"
+    hostile = {
+        "containerd.io/restart.status": "running",
+        "containerd.io/restart.policy": "always",
+        "containerd.io/restart.loguri": f"binary:///bin/touch?{proof}",
+        "io.cri-containerd.kind": "sandbox",
+        "io.orlop.anything": "x",
+    }
+    archive.write_bytes(busybox_image.oci_layout("example.org/hostile:1", hostile | {"maintainer": "somebody"}))
+    orlop("import", archive)
+    try:
+        own = "containerd.io/restart.explicitly-stopped=true"
+        orlop("run", "-d", "-l", own, "example.org/hostile:1", name, "true")
+        labels = asyncio.run(labels_of(orlop, name))
+        assert labels["maintainer"] == "somebody"
+        assert labels["containerd.io/restart.explicitly-stopped"] == "true"  # the caller's own
+        assert not labels.keys() & hostile.keys()
+        assert not proof.exists()
+    finally:
+        orlop("rm", "-f", name, status=None)
+        orlop.daemon.ctr("images", "rm", "example.org/hostile:1", check=False)
+
+
+async def labels_of(orlop: Orlop, name: str) -> dict[str, str]:
+    async with connect(orlop.address) as client:
+        return dict((await client.containers.get(client.scope, name)).labels)
