@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import shutil
 import signal
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 from real_daemon import IMAGE, Archives, Daemon
+
+from orlop.client import connect
+from orlop.core.typed import Typed
 
 SHIM = shutil.which("containerd-shim-runc-v2")
 
@@ -67,6 +72,28 @@ def test_it_serves_a_container_over_its_whole_life(daemon: Daemon, name: str) ->
         daemon.ctr("tasks", "rm", "-f", name, check=False)
         daemon.ctr("containers", "rm", name, check=False)
     assert no_bundle(daemon, name)
+
+
+def test_limits_of_its_container_are_changed(daemon: Daemon, name: str) -> None:
+    daemon.ctr("run", "-d", "--memory-limit", str(64 << 20), IMAGE, name, "sleep", "600")
+    try:
+        asyncio.run(limit_memory(daemon, name, 32 << 20))
+        paths = dict(
+            line.split(":", 2)[1:] for line in Path(f"/proc/{pid_of(daemon, name)}/cgroup").read_text().splitlines()
+        )
+        first = Path(f"/sys/fs/cgroup/memory{paths['memory']}/memory.limit_in_bytes") if "memory" in paths else None
+        limit = first or Path(f"/sys/fs/cgroup{paths['']}/memory.max")
+        assert limit.read_text().strip() == str(32 << 20)
+    finally:
+        daemon.ctr("tasks", "rm", "-f", name)
+        daemon.ctr("containers", "rm", name)
+
+
+async def limit_memory(daemon: Daemon, name: str, limit: int) -> None:
+    resources = json.dumps({"memory": {"limit": limit}}).encode()
+    url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+    async with connect(daemon.address) as client:
+        await client.tasks.update(client.scope, name, Typed(url, resources), {})
 
 
 def test_a_name_that_is_not_builtin_is_executed(daemon: Daemon, name: str) -> None:
