@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peers import Bench, Benchmark, Figure, Peer, busybox_image, measure, timed
@@ -45,19 +46,27 @@ def bench_depth(bench: Bench) -> None:
 
 def write_deep_image(path: Path, layers: int) -> None:
     """A docker-save archive of busybox with `layers` layers."""
-    tars = [busybox_image.layer(), *(_layer(number) for number in range(1, layers))]
-    config = {
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
-        "os": "linux",
-        "config": {"Env": ["PATH=/bin:/usr/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]},
-    }
-    files = {f"{number}/layer.tar": tar for number, tar in enumerate(tars)}
-    manifest = [{"Config": "config.json", "RepoTags": [NAME], "Layers": list(files)}]
-    files |= {"config.json": json.dumps(config).encode(), "manifest.json": json.dumps(manifest).encode()}
+    write_images(path, {NAME: [busybox_image.layer(), *(_layer(number) for number in range(1, layers))]})
+
+
+def write_images(path: Path, images: Mapping[str, Sequence[bytes]]) -> None:
+    """A docker-save archive of images, each a name and its layers' tars."""
+    files: dict[str, bytes] = {}
+    manifest = []
+    for number, (name, tars) in enumerate(images.items()):
+        digests = [hashlib.sha256(tar).hexdigest() for tar in tars]
+        config = {
+            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin:/usr/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]},
+        }
+        layers = [f"{digest}/layer.tar" for digest in digests]
+        files |= dict(zip(layers, tars, strict=True)) | {f"{number}.json": json.dumps(config).encode()}
+        manifest.append({"Config": f"{number}.json", "RepoTags": [name], "Layers": layers})
     with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            _add(archive, name, data)
+        for name, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+            add(archive, name, data)
 
 
 def _layer(number: int) -> bytes:
@@ -67,11 +76,11 @@ def _layer(number: int) -> bytes:
         directory.type, directory.mode = tarfile.DIRTYPE, 0o755
         tar.addfile(directory)
         for file in range(FILES):
-            _add(tar, f"layer{number}/{file}", f"{number} {file}\n".encode() * 100)
+            add(tar, f"layer{number}/{file}", f"{number} {file}\n".encode() * 100)
     return out.getvalue()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import calls
 import depth
 import pull
+import reads
 import tasks
 from peers import measure
 
 import layers
 
 if __name__ == "__main__":
-    measure(tasks.BENCHMARKS | calls.BENCHMARKS | layers.BENCHMARKS | depth.BENCHMARKS | pull.BENCHMARKS, __doc__)
+    modules = (tasks, calls, layers, depth, reads, pull)
+    measure({name: one for module in modules for name, one in module.BENCHMARKS.items()}, __doc__)
