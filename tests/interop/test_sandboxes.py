@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,29 @@ def test_two_containers_run_in_the_shim_and_the_namespaces_of_a_sandbox(pods: Da
     wire.controller("Shutdown", name)
     assert not shim.exists()
     assert wire.controller("Status", name).state == ""
+
+
+def test_a_sandbox_whose_shim_is_killed_has_stopped_and_its_containers_with_it(pods: Daemon, name: str) -> None:
+    wire, container = Wire(pods), f"{name}-a"
+    wire.create(name)
+    holder = wire.controller("Start", name).pid
+    inside = wire.run_in(pods, name, container, holder)
+    try:
+        os.kill(parent_of(holder), signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while (
+            wire.controller("Status", name).state == "SANDBOX_READY"
+            or container in pods.ctr("tasks", "ls").stdout
+            or any(Path(f"/proc/{pid}/exe").exists() for pid in (holder, inside))
+            or list((pods.work / "state").glob(f"*/default/{name}*"))
+        ):
+            assert time.monotonic() < deadline, pods.log()
+            time.sleep(0.05)
+    finally:
+        pods.ctr("tasks", "rm", "-f", container, check=False)
+        pods.ctr("containers", "rm", container, check=False)
+    wire.controller("Create", name, sandbox={"sandbox_id": name, "runtime": {"name": RUNTIME}})  # the id is free
+    wire.controller("Shutdown", name)
 
 
 def parent_of_shim(daemon: Daemon, sandbox: str) -> Path:

@@ -42,7 +42,8 @@ class ShimController:
 
     def find(self, namespace: str, id: str) -> Shim | None:
         """The shim of a sandbox that is there."""
-        return self._sandboxes.get((namespace, id))
+        shim = self._sandboxes.get((namespace, id))
+        return None if shim is None or shim.dead else shim
 
     async def create(
         self,
@@ -129,10 +130,14 @@ class ShimController:
     async def status(self, scope: Scope, id: str, *, verbose: bool = False) -> api.SandboxStatusResponse:
         """One that is not there has ended just now."""
         shim = self.find(scope.namespace, id)
-        if shim is None:
-            return api.SandboxStatusResponse(sandbox_id=id, exited_at=common.timestamp(clock.now()))
-        request = api.SandboxStatusRequest(sandbox_id=id, verbose=verbose)
-        return await self._call(shim, "SandboxStatus", request, api.SandboxStatusResponse)
+        if shim is not None:
+            try:
+                request = api.SandboxStatusRequest(sandbox_id=id, verbose=verbose)
+                return await self._call(shim, "SandboxStatus", request, api.SandboxStatusResponse)
+            except OrlopError:
+                if shim.is_running:
+                    raise
+        return api.SandboxStatusResponse(sandbox_id=id, exited_at=common.timestamp(clock.now()))
 
     async def platform(self, scope: Scope, id: str) -> api.PlatformResponse:
         request = api.PlatformRequest(sandbox_id=id)
@@ -179,6 +184,7 @@ class ShimController:
         await shim.wait_closed()
         if not shim.ending:
             log.warning("sandbox %s: its shim is gone", shim.id)
+            shim.dead = True
             await self._end(shim)
 
     async def _end(self, shim: Shim) -> None:
