@@ -35,6 +35,18 @@ async def test_credentials_that_it_refuses_do_not(guarded: Registry) -> None:
     assert "something else" not in str(caught.value)
 
 
+async def test_the_standard_directories_are_read_where_none_is_named(
+    guarded: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "registry.test"
+    directory.mkdir()
+    (directory / "hosts.toml").write_text(f'server = "http://{guarded.address}"\n')
+    monkeypatch.setattr(login, "HOST_DIRS", (str(tmp_path),))
+    given = FixedCredentials(USER, PASSWORD)
+    await login.check("registry.test", given)
+    assert given.asked
+
+
 async def test_what_is_no_registry_is_told() -> None:
     with pytest.raises(InvalidArgument, match="is no registry"):
         await login.check("https://x/", FixedCredentials(USER, PASSWORD))

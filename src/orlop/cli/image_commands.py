@@ -159,7 +159,7 @@ def load(target: Target, archive: str, no_unpack: bool, quiet: bool) -> None:
 @click.option("-u", "--user", default="", help="The user; else it is asked for.")
 @click.option("--password-stdin", "from_stdin", is_flag=True, help="Read the password, or token, from standard input.")
 @click.option("--plain-http", is_flag=True, help="http instead of https.")
-@click.option("--hosts-dir", default="", metavar="DIR", help="A directory of HOST/hosts.toml.")
+@click.option("--hosts-dir", default="", metavar="DIR", help="Instead of the standard directories of HOST/hosts.toml.")
 @click.argument("host", required=False, default="")
 def login(host: str, **options: Any) -> None:
     """Tries a user and password at the registry HOST, by default Docker Hub, and keeps them where docker does.

@@ -7,7 +7,7 @@ from orlop.core.registry import Credentials, RegistryOptions
 from orlop.errors import InvalidArgument
 from orlop.registry.endpoint import Endpoint, failure
 from orlop.registry.hosts_file import hosts_of
-from orlop.registry.settings import Settings
+from orlop.registry.settings import HOST_DIRS, Settings
 from orlop.registry.tokens import Tokens
 from orlop.registry.transport import Transport
 
@@ -15,15 +15,16 @@ from orlop.registry.transport import Transport
 async def check(host: str, credentials: Credentials, *, host_dir: str = "", default_scheme: str = "") -> None:
     """Asks the registry of references to `host` something that needs `credentials`, if anything does.
 
-    Mirrors are not asked. Raises Unauthenticated or PermissionDenied where the credentials are refused, Unavailable
-    where nobody answers, and what else the registry's answer stands for.
+    Mirrors are not asked. `host_dir` is read instead of the standard directories. Raises Unauthenticated or
+    PermissionDenied where the credentials are refused, Unavailable where nobody answers, and what else the registry's
+    answer stands for.
     """
     if not is_host(host):
         raise InvalidArgument.verbatim(f"{host!r} is no registry: of the form name or name:port")
     settings = Settings()
     transport = Transport(settings)
     try:
-        server = hosts_of(host, (host_dir,) if host_dir else (), default_scheme)[-1]
+        server = hosts_of(host, (host_dir,) if host_dir else HOST_DIRS, default_scheme)[-1]
         options = RegistryOptions(default_scheme=default_scheme, credentials=credentials)
         reference = Reference(host, "login")
         endpoint = Endpoint(server, reference, options, credentials, transport, Tokens(transport, settings), settings)

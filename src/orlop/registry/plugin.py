@@ -9,6 +9,7 @@ import msgspec
 from orlop.core import duration
 from orlop.core.plugin import InitContext, PluginType, Registration
 from orlop.errors import InvalidArgument
+from orlop.registry.settings import HOST_DIRS, Settings
 
 if TYPE_CHECKING:
     from orlop.registry.registries import HttpRegistries
@@ -19,7 +20,7 @@ ID = "registries"
 class RegistriesConfig(msgspec.Struct, kw_only=True):
     """`config_path` holds directories of `<host>/hosts.toml`, separated by colons; the other names are `Settings`'."""
 
-    config_path: str = "/etc/containerd/certs.d:/etc/docker/certs.d"
+    config_path: str = ":".join(HOST_DIRS)
     credentials_file: str = ""
     attempts: int = 5
     retry_delay: str = "200ms"
@@ -35,7 +36,6 @@ class RegistriesConfig(msgspec.Struct, kw_only=True):
 
 async def _registries(context: InitContext) -> HttpRegistries:
     from orlop.registry.registries import HttpRegistries
-    from orlop.registry.settings import Settings
 
     config: RegistriesConfig = context.config
     for name in ("attempts", "range_size", "ranges"):

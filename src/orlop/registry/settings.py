@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+HOST_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
+"""Where administrators keep `<host>/hosts.toml`, if nothing else is said."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
