@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _PROGRAM = """
 import ctypes, json, logging, os, signal, sys
 from orlop.shim.rehearsal import rehearse
@@ -57,3 +59,12 @@ def test_what_a_killed_rehearsal_left_is_removed(tmp_path: Path) -> None:
     (_, _), said = _rehearse(tmp_path / "r")
     assert said == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_that_are_asked_for_happen_to_shims_and_not_to_what_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORLOP_FAULTS", "shim.create.created=kill;shim.start.started=kill;shim.delete.deleted=kill")
+    (before, after), said = _rehearse(tmp_path / "played")
+    assert before == after
+    assert "no rehearsal" not in said
