@@ -132,6 +132,14 @@ def shims_of(peer: Peer) -> list[int]:
     return found
 
 
+def unmount_below(directory: Path) -> None:
+    """What a daemon leaves mounted for containers that might still use it."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed(points):
+        if point.startswith(f"{directory}/"):
+            subprocess.run(["umount", "--lazy", point], check=False)
+
+
 @contextmanager
 def peers(options: argparse.Namespace) -> Iterator[tuple[Peer, Peer]]:
     works = [Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir="/var/tmp")) for name in ("orlop", "containerd")]
@@ -161,6 +169,7 @@ def peers(options: argparse.Namespace) -> Iterator[tuple[Peer, Peer]]:
                     os.kill(process, signal.SIGTERM)
                 except ProcessLookupError:
                     continue
+            unmount_below(peer.work)
             shutil.rmtree(peer.work, ignore_errors=True)
 
 
