@@ -125,9 +125,11 @@ def test_content_is_ingested_read_labelled_edited_and_removed(daemon: Daemon, tm
     data = os.urandom(3 << 20)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     daemon.ctr("leases", "create", "--id", name)
-    done = daemon.ctr("content", "ingest", f"--expected-digest={digest}", name, stdin=data)
-    assert done.returncode == 0
-    daemon.ctr("content", "label", digest, "containerd.io/gc.root=test", "a=b")
+    # A collection that another test has caused may come before the label that keeps the blob.
+    for _ in range(10):
+        daemon.ctr("content", "ingest", f"--expected-digest={digest}", name, stdin=data)
+        if not daemon.ctr("content", "label", digest, "containerd.io/gc.root=test", "a=b", check=False).returncode:
+            break
     assert "a=b" in next(line for line in daemon.ctr("content", "ls").stdout.splitlines() if digest in line)
     got = tmp_path / "got"
     with got.open("wb") as out:
@@ -207,7 +209,10 @@ def test_snapshots_go_through_every_verb(daemon: Daemon, tmp_path: Path, name: s
     assert listed[base] == listed[layer] == "Committed"
     assert layer in snapshots("tree")
     assert layer in snapshots("usage", layer)
-    snapshots("view", view, layer)
+    for _ in range(10):  # nothing keeps a view from the next collection but such a label
+        snapshots("view", view, layer)
+        if view in snapshots("label", view, "containerd.io/gc.root=test", check=False) + snapshots("ls"):
+            break
     command = snapshots("mounts", target, view).strip()
     assert os.system(command) == 0
     try:
