@@ -175,15 +175,19 @@ def test_a_shim_killed_at_any_step_leaves_nothing(daemon: Daemon, name: str, poi
 def test_two_hundred_containers_of_sixteen_callers_leave_nothing(daemon: Daemon, name: str) -> None:
     def once(number: int) -> int:
         command = ("sh", "-c", f"exit {number % 100}")
-        return daemon.ctr("run", "--rm", IMAGE, f"{name}-{number}", *command, check=False).returncode
+        done = daemon.ctr("run", "--rm", IMAGE, f"{name}-{number}", *command, check=False)
+        if done.returncode != number % 100:
+            said.append(done.stderr)
+        return done.returncode
 
+    said: list[str] = []
     ids = [f"{name}-{number}" for number in range(200)]
     with ThreadPoolExecutor(16) as callers:
         statuses = list(callers.map(once, range(40)))
         wait_for(lambda: not traces(daemon, ids), "the first are gone")
         before = descriptors(daemon)  # after as many callers as there will be: each reader of the database keeps one
         statuses += callers.map(once, range(40, 200))
-    assert statuses == [number % 100 for number in range(200)]
+    assert statuses == [number % 100 for number in range(200)], said
     await_no_traces(daemon, ids)
     wait_for(lambda: len(descriptors(daemon)) <= len(before), f"as few descriptors as before: {before}")
     assert daemon.ctr("containers", "ls", "-q").stdout == ""

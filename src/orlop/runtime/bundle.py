@@ -138,13 +138,10 @@ class Bundles:
     def create(self, namespace: str, id: str, spec: bytes | None) -> Bundle:
         """A new bundle with `spec` as `config.json`. Raises AlreadyExists if there is one; a failure leaves nothing."""
         bundle = self.at(namespace, id)
-        for parent in (bundle.path.parent, bundle.work.parent):
-            parent.mkdir(_PARENT_MODE, parents=True, exist_ok=True)
-            parent.chmod(_PARENT_MODE)
         remove_tree(bundle.path.with_name(f".{id}"))
         remove_tree(bundle.work.with_name(f".{id}"))
         try:
-            bundle.path.mkdir(0o700)
+            _make_in_namespace(bundle.path, 0o700)
         except FileExistsError:
             raise AlreadyExists(f"bundle {bundle.path}") from None
         try:
@@ -162,7 +159,7 @@ class Bundles:
             bundle.path.chmod(0o710)
         bundle.rootfs.mkdir(_PARENT_MODE)
         bundle.rootfs.chmod(_PARENT_MODE)
-        bundle.work.mkdir(_PARENT_MODE)
+        _make_in_namespace(bundle.work, _PARENT_MODE)
         bundle.work.chmod(_PARENT_MODE)
         (bundle.path / "work").symlink_to(bundle.work)
         os.mkfifo(bundle.log, 0o700)
@@ -235,6 +232,16 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise Unknown(f"{path} is no regular file")
         return file.read(_LIMIT)
+
+
+def _make_in_namespace(path: Path, mode: int) -> None:
+    """Makes a directory in that of its namespace, which whoever removes the last bundle of the namespace may remove."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(_PARENT_MODE, parents=True, exist_ok=True)
+            path.parent.chmod(_PARENT_MODE)
+            path.mkdir(mode)
+            return
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
