@@ -25,9 +25,11 @@ from orlop.core.scope import Scope
 from orlop.core.snapshot import Kind, SnapshotInfo, Snapshotter, Usage
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OrlopError, Unknown
 from orlop.metadata import leases, records
+from orlop.metadata import snapshot_records as rows
 from orlop.metadata.database import Database
 from orlop.metadata.gate import Gate
 from orlop.metadata.reservations import Reservations
+from orlop.metadata.snapshot_records import SnapshotRecord
 
 REF_LABEL = "containerd.io/snapshot.ref"
 _INHERITED_PREFIX = "containerd.io/snapshot/"
@@ -35,14 +37,6 @@ _INHERITED_PREFIX = "containerd.io/snapshot/"
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Record:
-    """A row: what callers see, but for the kind, and the driver's name for it."""
-
-    info: SnapshotInfo
-    backend: str
 
 
 class NamespacedSnapshots:
@@ -110,14 +104,14 @@ class NamespacedSnapshots:
         self._driver(snapshotter)
 
         def change(connection: apsw.Connection) -> None:
-            _require(connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist")
+            rows.require(connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist")
             children = connection.execute(
                 "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND parent = ? LIMIT 1",
                 (scope.namespace, snapshotter, key),
             )
             if children.fetchone():
                 raise FailedPrecondition("cannot remove snapshot with child")
-            _forget(connection, scope, snapshotter, key)
+            rows.forget(connection, scope, snapshotter, key)
 
         async with self._names.held((scope.namespace, snapshotter, key)):
             await self._db.write(change, removes=1, frees=True)
@@ -137,9 +131,9 @@ class NamespacedSnapshots:
         if not info.name:
             raise InvalidArgument.verbatim("invalid argument")
 
-        def change(connection: apsw.Connection) -> _Record:
+        def change(connection: apsw.Connection) -> SnapshotRecord:
             where = (scope.namespace, snapshotter, info.name)
-            record = _require(connection, *where, f"snapshot {info.name} does not exist")
+            record = rows.require(connection, *where, f"snapshot {info.name} does not exist")
             given = _updated_labels(record.info, info, fields)
             labels.validate(given, "info.Labels")
             updated = dataclasses.replace(record.info, labels=labels.stored(given), updated_at=clock.now())
@@ -147,7 +141,7 @@ class NamespacedSnapshots:
                 "UPDATE snapshots SET labels = ?, updated_at = ? WHERE namespace = ? AND snapshotter = ? AND name = ?",
                 (records.dump_labels(updated.labels), updated.updated_at, *where),
             )
-            return _Record(updated, record.backend)
+            return SnapshotRecord(updated, record.backend)
 
         record = await self._db.write(change)
         inherited = SnapshotInfo(record.backend, Kind.UNKNOWN, labels=_inherited(record.info.labels))
@@ -161,7 +155,7 @@ class NamespacedSnapshots:
         """Removes from the driver what no namespace has a record of, children first, and frees its disk."""
         driver = self._driver(snapshotter)
         async with self._gates[snapshotter].closed():
-            kept = self._db.read(lambda connection: _backends(connection, snapshotter))
+            kept = self._db.read(lambda connection: rows.backends(connection, snapshotter))
             found = await driver.walk()
             # First the record, then the files that tell which it is: a crash in between is made good next time.
             await self._end_commits(snapshotter, kept, found)
@@ -179,8 +173,8 @@ class NamespacedSnapshots:
     ) -> None:
         """Drops the records of actives that the driver has committed under a name of which there is no record."""
         known = {info.name for info in found}
-        committed = {_origin(info.name) for info in found if info.kind is Kind.COMMITTED and info.name not in kept}
-        lost = [backend for backend in kept if backend not in known and _origin(backend) in committed - {""}]
+        committed = {rows.origin(info.name) for info in found if info.kind is Kind.COMMITTED and info.name not in kept}
+        lost = [backend for backend in kept if backend not in known and rows.origin(backend) in committed - {""}]
         if not lost:
             return
 
@@ -207,9 +201,11 @@ class NamespacedSnapshots:
             raise InvalidArgument(f"snapshotter not loaded: {snapshotter}")
         return driver
 
-    def _get(self, scope: Scope, snapshotter: str, key: str) -> _Record:
+    def _get(self, scope: Scope, snapshotter: str, key: str) -> SnapshotRecord:
         return self._db.read(
-            lambda connection: _require(connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist")
+            lambda connection: rows.require(
+                connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist"
+            )
         )
 
     async def _create(
@@ -236,13 +232,13 @@ class NamespacedSnapshots:
 
         def reserve(connection: apsw.Connection) -> tuple[int, str, str] | AlreadyExists:
             for name, what in ((target, f'target snapshot "{target}"'), (new.name, f'snapshot "{new.name}"')):
-                if name and _find(connection, scope.namespace, snapshotter, name):
+                if name and rows.find(connection, scope.namespace, snapshotter, name):
                     leases.join(connection, scope, f"snapshots/{snapshotter}", name)
                     return AlreadyExists(what)
-            above = _parent_backend(connection, scope, snapshotter, new.parent)
+            above = rows.parent_backend(connection, scope, snapshotter, new.parent)
             if not new.name:
                 raise Unknown("bucket name required")
-            return *_new_backend(connection, scope, snapshotter, new.name), above
+            return *rows.new_backend(connection, scope, snapshotter, new.name), above
 
         reserved = await self._db.write(reserve)
         if isinstance(reserved, AlreadyExists):
@@ -258,7 +254,9 @@ class NamespacedSnapshots:
         try:
             now = clock.now()
             made = dataclasses.replace(new, created_at=now, updated_at=now)
-            await self._db.write(lambda connection: _insert(connection, scope, snapshotter, made, row, backend, above))
+            await self._db.write(
+                lambda connection: rows.insert(connection, scope, snapshotter, made, row, backend, above)
+            )
         except BaseException:
             await self._take_back(driver, snapshotter, backend)
             raise
@@ -290,9 +288,9 @@ class NamespacedSnapshots:
         )
 
         def record(connection: apsw.Connection) -> None:
-            if new.parent and _parent_backend(connection, scope, snapshotter, new.parent) != found.parent:
+            if new.parent and rows.parent_backend(connection, scope, snapshotter, new.parent) != found.parent:
                 raise InvalidArgument(f"mismatched parent {new.parent} from target {target}")
-            _insert(connection, scope, snapshotter, adopted, None, found.name, above)
+            rows.insert(connection, scope, snapshotter, adopted, None, found.name, above)
 
         await self._db.write(record)
 
@@ -308,27 +306,27 @@ class NamespacedSnapshots:
     ) -> None:
         where = (scope.namespace, snapshotter)
 
-        def reserve(connection: apsw.Connection) -> tuple[_Record, str, str, int] | AlreadyExists:
+        def reserve(connection: apsw.Connection) -> tuple[SnapshotRecord, str, str, int] | AlreadyExists:
             if not connection.execute(
                 "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? LIMIT 1", where
             ).fetchone():
                 raise NotFound(f'can not find snapshotter "{snapshotter}"')
             if not name:
                 raise Unknown("bucket name required")
-            if _find(connection, *where, name):
+            if rows.find(connection, *where, name):
                 leases.join(connection, scope, f"snapshots/{snapshotter}", name)
                 return AlreadyExists(f'snapshot "{name}"')
-            record = _require(connection, *where, key, f"snapshot {key} does not exist")
+            record = rows.require(connection, *where, key, f"snapshot {key} does not exist")
             above = record.info.parent or parent
-            above_backend = _parent_backend(connection, scope, snapshotter, above)
-            row, _ = _new_backend(connection, scope, snapshotter, name)
+            above_backend = rows.parent_backend(connection, scope, snapshotter, above)
+            row, _ = rows.new_backend(connection, scope, snapshotter, name)
             return record, above, above_backend, row
 
         reserved = await self._db.write(reserve)
         if isinstance(reserved, AlreadyExists):
             raise reserved
         record, above, above_backend, row = reserved
-        backend = f"{_origin(record.backend)}/{name}"
+        backend = f"{rows.origin(record.backend)}/{name}"
         rebase = "" if record.info.parent else above_backend
         try:
             await driver.commit(backend, record.backend, _inherited(labels_), rebase)
@@ -339,8 +337,8 @@ class NamespacedSnapshots:
         committed = SnapshotInfo(name, Kind.COMMITTED, above, labels_, now, now)
 
         def change(connection: apsw.Connection) -> None:
-            _forget(connection, scope, snapshotter, key)
-            _insert(connection, scope, snapshotter, committed, row, backend, above_backend)
+            rows.forget(connection, scope, snapshotter, key)
+            rows.insert(connection, scope, snapshotter, committed, row, backend, above_backend)
 
         await self._db.write(change)
 
@@ -372,16 +370,10 @@ class NamespacedSnapshots:
         except InvalidArgument as error:
             raise Unknown.verbatim(str(error)) from error
 
-        def query(connection: apsw.Connection) -> list[_Record]:
-            rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM snapshots WHERE namespace = ? AND snapshotter = ? ORDER BY name",
-                (scope.namespace, snapshotter),
-            )
-            return [_record(row) for row in rows]
-
         # First the driver, then the records: what is made in between is left out, not half shown.
         known = {info.name: info for info in await driver.walk()}
-        found = [_merged(record, known[record.backend]) for record in self._db.read(query) if record.backend in known]
+        stored = self._db.read(lambda connection: rows.all_of(connection, scope, snapshotter))
+        found = [_merged(record, known[record.backend]) for record in stored if record.backend in known]
         return [info for info in found if matches(_adaptor(info))]
 
 
@@ -398,102 +390,6 @@ async def _undisturbed(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-_COLUMNS = "name, parent, backend, labels, created_at, updated_at"
-
-
-def _record(row: tuple[Any, ...]) -> _Record:
-    name, parent, backend, text, created_at, updated_at = row
-    return _Record(SnapshotInfo(name, Kind.UNKNOWN, parent, records.load_labels(text), created_at, updated_at), backend)
-
-
-def _find(connection: apsw.Connection, namespace: str, snapshotter: str, name: str) -> _Record | None:
-    row = connection.execute(
-        f"SELECT {_COLUMNS} FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
-        (namespace, snapshotter, name),
-    ).fetchone()
-    return None if row is None else _record(row)
-
-
-def _require(connection: apsw.Connection, namespace: str, snapshotter: str, name: str, what: str) -> _Record:
-    record = _find(connection, namespace, snapshotter, name)
-    if record is None:
-        raise NotFound(what)
-    return record
-
-
-def _parent_backend(connection: apsw.Connection, scope: Scope, snapshotter: str, parent: str) -> str:
-    if not parent:
-        return ""
-    what = f"parent snapshot {parent} does not exist"
-    return _require(connection, scope.namespace, snapshotter, parent, what).backend
-
-
-def _backends(connection: apsw.Connection, snapshotter: str) -> dict[str, tuple[str, str]]:
-    """Namespace and name of each record, by the driver's name."""
-    rows = connection.execute("SELECT backend, namespace, name FROM snapshots WHERE snapshotter = ?", (snapshotter,))
-    return {backend: (namespace, name) for backend, namespace, name in rows}
-
-
-def _origin(backend: str) -> str:
-    """`<namespace>/<number>` of a driver's name that a store has given; empty for one of the driver's own."""
-    namespace, *rest = backend.split("/", 2)
-    return f"{namespace}/{rest[0]}" if len(rest) == 2 and rest[0].isdecimal() else ""
-
-
-def _new_backend(connection: apsw.Connection, scope: Scope, snapshotter: str, key: str) -> tuple[int, str]:
-    """A row that was never given before, and the driver's name with it.
-
-    Refuses here, before any work, a lease that is not there.
-    """
-    leases.join(connection, scope, f"snapshots/{snapshotter}", key)
-    connection.execute(
-        "INSERT INTO snapshots (namespace, snapshotter, name, parent, backend, labels, created_at, updated_at) "
-        "VALUES (?, ?, ?, '', '', '{}', 0, 0)",
-        (scope.namespace, snapshotter, key),
-    )
-    number = connection.last_insert_rowid()
-    connection.execute("DELETE FROM snapshots WHERE row = ?", (number,))
-    leases.leave(connection, scope, f"snapshots/{snapshotter}", key)
-    return number, f"{scope.namespace}/{number}/{key}"
-
-
-def _insert(
-    connection: apsw.Connection,
-    scope: Scope,
-    snapshotter: str,
-    info: SnapshotInfo,
-    row: int | None,
-    backend: str,
-    above: str,
-) -> None:
-    if _parent_backend(connection, scope, snapshotter, info.parent) != above:
-        raise NotFound(f"parent snapshot {info.parent} does not exist")
-    records.ensure_namespace(connection, scope.namespace)
-    leases.join(connection, scope, f"snapshots/{snapshotter}", info.name)
-    connection.execute(
-        f"INSERT INTO snapshots (row, namespace, snapshotter, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            row,
-            scope.namespace,
-            snapshotter,
-            info.name,
-            info.parent,
-            backend,
-            records.dump_labels(info.labels),
-            info.created_at,
-            info.updated_at,
-        ),
-    )
-
-
-def _forget(connection: apsw.Connection, scope: Scope, snapshotter: str, name: str) -> None:
-    connection.execute(
-        "DELETE FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
-        (scope.namespace, snapshotter, name),
-    )
-    leases.leave(connection, scope, f"snapshots/{snapshotter}", name)
-
-
 def _validate(given: Mapping[str, str] | None) -> None:
     labels.validate(given or {}, "info.Labels")
 
@@ -503,7 +399,7 @@ def _inherited(given: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in given.items() if key == REF_LABEL or key.startswith(_INHERITED_PREFIX)}
 
 
-def _merged(record: _Record, driver: SnapshotInfo) -> SnapshotInfo:
+def _merged(record: SnapshotRecord, driver: SnapshotInfo) -> SnapshotInfo:
     return dataclasses.replace(record.info, kind=driver.kind, labels={**driver.labels, **record.info.labels})
 
 
