@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orlop.core.event import Silent
+from orlop.core.scope import Scope
 from orlop.metadata.database import Database
 from orlop.metadata.gc.collector import BATCH, Collector
+from orlop.metadata.leases import Leases
 from orlop.metadata.schema import MIGRATIONS
 
 NOW = 1_000_000_000_000_000_000
@@ -277,6 +279,17 @@ async def test_images_and_snapshots_that_go_are_told_and_content_is_not(tmp_path
     told = Told()
     await Collector(db, told, Files(), Files(), now=lambda: NOW).collect()
     assert sorted(told.topics) == [("ns", "/images/delete"), ("ns", "/snapshot/remove")]
+    db.close()
+
+
+async def test_who_follows_leases_is_told_of_those_that_have_expired(tmp_path: Path) -> None:
+    db = Database(tmp_path / "meta.db", MIGRATIONS, sync=False, reserve_size=0)
+    leases = Leases(db)
+    await leases.create(Scope("ns"), "over", {"containerd.io/gc.expire": PAST})
+    await leases.create(Scope("ns"), "runs", {"containerd.io/gc.expire": FUTURE})
+    ended: list[tuple[str, str]] = []
+    await Collector(db, Silent(), Files(), Files(), on_lease=[lambda *of: ended.append(of)], now=lambda: NOW).collect()
+    assert ended == [("ns", "over")]
     db.close()
 
 

@@ -135,8 +135,9 @@ def test_a_proxy_by_the_names_that_go_knows() -> None:
     assert Proxies.of({"http_proxy": "http://low:1"}).of_url("http", "r.example") == "http://low:1"
     assert Proxies.of({"http_proxy": "http://low:1", "HTTP_PROXY": "http://up:1"}).http == "http://up:1"
     assert Proxies.of({"HTTP_PROXY": "http://up:1", "REQUEST_METHOD": "GET"}).http == ""
-    with pytest.raises(FailedPrecondition, match=r"socks5://p\.example:1: only http and https"):
+    with pytest.raises(FailedPrecondition, match=r"HTTPS_PROXY is socks5://p\.example:1: only http and https"):
         Proxies.of({"HTTPS_PROXY": "socks5://user:pass@p.example:1"}).of_url("https", "r.example")
+    assert Proxies.of({"ALL_PROXY": "socks5://p.example:1"}).of_url("https", "r.example") == ""
 
 
 PRIVATE = Request(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_registry import PASSWORD, USER, Registry, serve
+from real_registry import PASSWORD, USER, Registry, serve, token_server
 from registry_world import Document, FixedCredentials, reader_of, repository
 
 from orlop.errors import InvalidArgument, Unauthenticated, Unavailable
@@ -35,15 +35,28 @@ async def test_credentials_that_it_refuses_do_not(guarded: Registry) -> None:
     assert "something else" not in str(caught.value)
 
 
-async def test_the_standard_directories_are_read_where_none_is_named(
-    guarded: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_login_by_token_asks_for_no_scope(tmp_path: Path) -> None:
+    with token_server(tmp_path) as tokens, serve(tmp_path / "token", tokens=tokens) as registry:
+        await login.check(registry.address, FixedCredentials(USER, PASSWORD))
+        assert [(asked.user, asked.scopes) for asked in tokens.asked] == [(USER, [])]
+        with pytest.raises(Unauthenticated, match=f"{registry.address}.*wrong password") as caught:
+            await login.check(registry.address, FixedCredentials(USER, "something else"))
+        assert "something else" not in str(caught.value)
+
+
+async def test_a_login_by_token_to_a_server_without_the_oauth_form(tmp_path: Path) -> None:
+    with token_server(tmp_path) as tokens, serve(tmp_path / "token", tokens=tokens) as registry:
+        tokens.form = False
+        await login.check(registry.address, FixedCredentials(USER, PASSWORD))
+        assert [(asked.method, asked.user) for asked in tokens.asked] == [("GET", USER)]
+
+
+async def test_the_directories_of_hosts_are_read(guarded: Registry, tmp_path: Path) -> None:
     directory = tmp_path / "registry.test"
     directory.mkdir()
     (directory / "hosts.toml").write_text(f'server = "http://{guarded.address}"\n')
-    monkeypatch.setattr(login, "HOST_DIRS", (str(tmp_path),))
     given = FixedCredentials(USER, PASSWORD)
-    await login.check("registry.test", given)
+    await login.check("registry.test", given, host_dirs=[str(tmp_path)])
     assert given.asked
 
 

@@ -68,6 +68,21 @@ async def test_a_second_pull_fetches_nothing_but_asks_what_the_name_is(tmp_path:
         assert "already exists" in {told.event for told in world.told}
 
 
+async def test_a_layer_whose_snapshot_is_here_is_told_at_once_whether_its_blob_is_here_or_not(tmp_path: Path) -> None:
+    async with pull_world(tmp_path) as world:
+        world.registry.serve(world.registry.image(LAYERS[:1]))
+        await world.pull()
+        for digest in await world.digests():
+            await world.content.delete(NS, digest)
+        world.registry.serve(world.registry.image(LAYERS))
+        world.told.clear()
+        await world.pull()
+        told = [(one.event, one.name.partition("-")[2]) for one in world.told if one.name.startswith("layer-")]
+        assert [event for event, name in told if name == digests.of(BLOBS[0])] == ["waiting", "already exists"]
+        begun = next(at for at, (event, name) in enumerate(told) if name == digests.of(BLOBS[1]) and event != "waiting")
+        assert told.index(("already exists", digests.of(BLOBS[0]))) < begun
+
+
 async def test_only_the_platforms_that_are_wanted_are_fetched(tmp_path: Path) -> None:
     async with pull_world(tmp_path) as world:
         wanted, other = world.registry.image(LAYERS), world.registry.image([layer_of("x")], ARM64)

@@ -159,16 +159,17 @@ def load(target: Target, archive: str, no_unpack: bool, quiet: bool) -> None:
 @click.option("-u", "--user", default="", help="The user; else it is asked for.")
 @click.option("--password-stdin", "from_stdin", is_flag=True, help="Read the password, or token, from standard input.")
 @click.option("--plain-http", is_flag=True, help="http instead of https.")
-@click.option("--hosts-dir", default="", metavar="DIR", help="Instead of the standard directories of HOST/hosts.toml.")
+@click.option("--hosts-dir", default="", metavar="DIR", help="Instead of the daemon's directories of HOST/hosts.toml.")
 @click.argument("host", required=False, default="")
-def login(host: str, **options: Any) -> None:
+@click.pass_obj
+def login(target: Target, /, host: str, **options: Any) -> None:
     """Tries a user and password at the registry HOST, by default Docker Hub, and keeps them where docker does.
 
     That is a credential helper, where docker's configuration names one, else the configuration itself.
     """
     from orlop.cli import login as logins
 
-    alone(lambda: logins.log_in(host, **options))
+    alone(lambda: logins.log_in(target, host, **options))
 
 
 @click.command()

@@ -14,6 +14,11 @@ from typing import Protocol
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 
+EXTRACTION = "extract-"
+"""How keys of snapshots begin that a layer is unpacked into; clients look for it."""
+EXTRACTING = "orlop/extracting"
+"""A label of such a snapshot while this daemon fills it: should the daemon be killed, it goes at the next start."""
+
 
 class Kind(IntEnum):
     """The numbers are those of the wire."""

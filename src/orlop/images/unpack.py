@@ -17,7 +17,7 @@ from orlop.core.labels import UNCOMPRESSED
 from orlop.core.mount import Mount
 from orlop.core.platform import Platform
 from orlop.core.scope import Scope
-from orlop.core.snapshot import SnapshotStore
+from orlop.core.snapshot import EXTRACTION, SnapshotStore
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OrlopError
 from orlop.images import documents, select
 
@@ -97,6 +97,10 @@ async def unpack(
     return await unpack_chain(content, snapshots, scope, chain, snapshotter, apply)
 
 
+async def _ignore(_: int) -> None:
+    return
+
+
 async def unpack_chain(
     content: ContentStore,
     snapshots: SnapshotStore,
@@ -105,13 +109,17 @@ async def unpack_chain(
     snapshotter: str,
     apply: Apply,
     at_once: int = 1,
+    *,
+    marks: Mapping[str, str] | None = None,
+    present: Callable[[int], Awaitable[None]] = _ignore,
 ) -> str:
     """Unpacks the layers of `chain` that are not there by `apply`, as `unpack`.
 
     `at_once`: so many at a time, each beside the others and put in its place when those below are done. The snapshotter
-    must be able to give a snapshot its parent at its commit (capability `rebase`).
+    must be able to give a snapshot its parent at its commit (capability `rebase`). `marks` are labels that snapshots
+    have only while they are filled. `present` is told of each layer whose snapshot is there already.
     """
-    unpacking = _Unpacking(content, snapshots, scope, chain, snapshotter, apply)
+    unpacking = _Unpacking(content, snapshots, scope, chain, snapshotter, apply, marks or {}, present)
     if at_once > 1:
         await unpacking.together(at_once)
     else:
@@ -162,16 +170,18 @@ class _Unpacking:
     chain: Chain
     snapshotter: str
     apply: Apply
+    marks: Mapping[str, str]
+    present: Callable[[int], Awaitable[None]]
 
     async def layer(self, number: int) -> None:
         """Makes the snapshot of a layer above those below, if it is not there."""
-        if not await self._is_there(self.chain.ids[number]):
+        if not await self._is_there(number):
             await self._make(number, self.chain.ids[number - 1] if number else "", _Place())
 
     async def together(self, at_once: int) -> None:
         """Makes the snapshots of all layers that are not there."""
         first = 0
-        while first < len(self.chain.ids) and await self._is_there(self.chain.ids[first]):
+        while first < len(self.chain.ids) and await self._is_there(first):
             first += 1
         slots = _Slots(at_once)
         below = asyncio.Event()
@@ -189,7 +199,7 @@ class _Unpacking:
             if not is_loose:
                 await place.ready.wait()
                 await self.layer(number)
-            elif not await self._is_there(self.chain.ids[number]):
+            elif not await self._is_there(number):
                 await self._make(number, "", place)
         except NeedsLower:
             # Those that have begun may succeed; the others are as this one, most likely, and are not tried in vain.
@@ -201,14 +211,17 @@ class _Unpacking:
     async def _make(self, number: int, parent: str, place: _Place) -> None:
         chain_id = self.chain.ids[number]
         labels = self.chain.labels(number)
-        key = f"extract-{clock.now() % 1_000_000_000}-{os.urandom(2).hex()} {chain_id}"
+        key = f"{EXTRACTION}{clock.now() % 1_000_000_000}-{os.urandom(2).hex()} {chain_id}"
         below = self.chain.ids[number - 1] if place.is_loose else ""
         async with place.slots:
             try:
-                mounts = await self.snapshots.prepare(self.scope, self.snapshotter, key, parent, labels)
+                mounts = await self.snapshots.prepare(
+                    self.scope, self.snapshotter, key, parent, {**labels, **self.marks}
+                )
             except AlreadyExists:
                 # A snapshotter that had it somewhere else.
                 await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
+                await self.present(number)
                 return
             try:
                 await self._fill(number, key, _overlaid(mounts) if place.is_loose else mounts)
@@ -227,11 +240,12 @@ class _Unpacking:
         layer = self.chain.layers[number]
         await _label(self.content, self.scope, layer.digest, {UNCOMPRESSED: self.chain.diff_ids[number]})
 
-    async def _is_there(self, chain_id: str) -> bool:
+    async def _is_there(self, number: int) -> bool:
         try:
-            await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
+            await self.snapshots.stat(self.scope, self.snapshotter, self.chain.ids[number])
         except NotFound:
             return False
+        await self.present(number)
         return True
 
     async def _fill(self, number: int, key: str, mounts: Sequence[Mount]) -> None:

@@ -24,13 +24,13 @@ async def _nothing() -> None:
 
 
 class Leases:
-    """Leases by namespace. `collect` is what a synchronous deletion waits for; the collector sets it. `on_delete` is
-    told the namespace and id of each lease that a client deletes."""
+    """Leases by namespace. `collect` is what a synchronous deletion waits for; the collector sets it. `on_end` is
+    told the namespace and id of each lease that a client deletes, or that has expired and is collected."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self.collect: Callable[[], Awaitable[None]] = _nothing
-        self.on_delete: list[Callable[[str, str], None]] = []
+        self.on_end: list[Callable[[str, str], None]] = []
 
     async def create(self, scope: Scope, id: str = "", labels: Mapping[str, str] | None = None) -> Lease:
         """Raises AlreadyExists if `id` is taken; empty, it is made up. Labels have no limit of size here."""
@@ -58,7 +58,7 @@ class Leases:
             connection.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", key)
 
         await self._db.write(change, removes=1, frees=True)
-        for told in self.on_delete:
+        for told in self.on_end:
             told(scope.namespace, id)
         if sync:
             await self.collect()

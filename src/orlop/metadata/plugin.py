@@ -53,6 +53,7 @@ async def _metadata(context: InitContext) -> Metadata:
     from orlop.metadata.containers import ContainerStore
     from orlop.metadata.content import NamespacedContent
     from orlop.metadata.database import Database
+    from orlop.metadata.extractions import remove_unfinished
     from orlop.metadata.images import ImageStore
     from orlop.metadata.leases import Leases
     from orlop.metadata.namespaces import NamespaceStore
@@ -78,6 +79,7 @@ async def _metadata(context: InitContext) -> Metadata:
             content=NamespacedContent(db, backend, publisher, config.content_sharing_policy),
             snapshots=NamespacedSnapshots(db, drivers, publisher),
         )
+        await remove_unfinished(db)
     except BaseException:
         await asyncio.to_thread(db.close)
         raise

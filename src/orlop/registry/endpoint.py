@@ -114,7 +114,10 @@ class Endpoint:
         request = replace(request, dial_timeout=host.dial_timeout)
         if not self._is_own(request):
             return await self._logged(request), ""
-        sent = await self._authorizer.header(scopes, self._private, self._host.url)
+        try:
+            sent = await self._authorizer.header(scopes, self._private, self._host.url)
+        except OrlopError as error:  # of a token server, which is mostly another host
+            raise error.within(request.shown) from error
         private = (*self._private, ("Authorization", sent)) if sent else self._private
         try:
             return await self._logged(replace(request, private=private, tls=host.tls)), sent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orlop.core.reference import Reference, is_host
 from orlop.core.registry import Credentials, RegistryOptions
 from orlop.errors import InvalidArgument
@@ -12,10 +14,12 @@ from orlop.registry.tokens import Tokens
 from orlop.registry.transport import Transport
 
 
-async def check(host: str, credentials: Credentials, *, host_dir: str = "", default_scheme: str = "") -> None:
+async def check(
+    host: str, credentials: Credentials, *, host_dirs: Sequence[str] = HOST_DIRS, default_scheme: str = ""
+) -> None:
     """Asks the registry of references to `host` something that needs `credentials`, if anything does.
 
-    Mirrors are not asked. `host_dir` is read instead of the standard directories. Raises Unauthenticated or
+    Mirrors are not asked. `host_dirs` are the directories of `<host>/hosts.toml`. Raises Unauthenticated or
     PermissionDenied where the credentials are refused, Unavailable where nobody answers, and what else the registry's
     answer stands for.
     """
@@ -24,7 +28,7 @@ async def check(host: str, credentials: Credentials, *, host_dir: str = "", defa
     settings = Settings()
     transport = Transport(settings)
     try:
-        server = hosts_of(host, (host_dir,) if host_dir else HOST_DIRS, default_scheme)[-1]
+        server = hosts_of(host, host_dirs, default_scheme)[-1]
         options = RegistryOptions(default_scheme=default_scheme, credentials=credentials)
         reference = Reference(host, "login")
         endpoint = Endpoint(server, reference, options, credentials, transport, Tokens(transport, settings), settings)

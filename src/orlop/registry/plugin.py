@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from orlop.registry.registries import HttpRegistries
 
 ID = "registries"
+HOST_DIRS_EXPORT = "host_dirs"
+"""By which clients are told where the daemon reads `<host>/hosts.toml`: directories, separated by colons."""
 
 
 class RegistriesConfig(msgspec.Struct, kw_only=True):
@@ -41,6 +43,7 @@ async def _registries(context: InitContext) -> HttpRegistries:
     for name in ("attempts", "range_size", "ranges"):
         if getattr(config, name) < 1:
             raise InvalidArgument(f"{name} = {getattr(config, name)}: must be at least 1")
+    context.meta.exports[HOST_DIRS_EXPORT] = config.config_path
     registries = HttpRegistries(
         Settings(
             host_dirs=tuple(filter(None, config.config_path.split(":"))),

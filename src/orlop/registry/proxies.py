@@ -1,6 +1,7 @@
 """Proxies from the environment, by the rules of Go's `httpproxy`, which registries' other clients follow.
 
-`HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or the same in lower case. Loopback is never reached by a proxy.
+`HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or the same in lower case; `ALL_PROXY` is read by none of them. Loopback is
+never reached by a proxy.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ class Proxies:
 
         Raises FailedPrecondition for a proxy of a kind that is not spoken here.
         """
-        proxy = self.https if scheme == "https" else self.http
+        proxy, setting = (self.https, "HTTPS_PROXY") if scheme == "https" else (self.http, "HTTP_PROXY")
         if not proxy or is_loopback(address) or self._is_exempt(scheme, address.lower()):
             return ""
         url = proxy if "://" in proxy else f"http://{proxy}"
         if urlsplit(url).scheme not in ("http", "https"):
-            raise FailedPrecondition(f"proxy {redact(url)}: only http and https proxies can be used")
+            raise FailedPrecondition(f"{setting} is {redact(url)}: only http and https proxies can be used")
         return url
 
     def _is_exempt(self, scheme: str, address: str) -> bool:

@@ -17,7 +17,7 @@ from orlop.images import documents, exporter, importer, select, unpack
 from orlop.transfer import naming
 from orlop.transfer.locks import Locks
 from orlop.transfer.stores import Stores
-from orlop.transfer.unpacking import Unpacks, UnpackTarget
+from orlop.transfer.unpacking import MARKS, Unpacks, UnpackTarget
 
 _BATCH = 512 << 10
 """Bytes that are handed to the thread that reads an archive at a time."""
@@ -99,7 +99,7 @@ class Archives:
 
         async with self.locks.hold((scope.namespace, target.snapshotter, chain.ids[-1])):
             await unpack.unpack_chain(
-                stores.content, stores.snapshots, scope, chain, target.snapshotter, apply, target.at_once
+                stores.content, stores.snapshots, scope, chain, target.snapshotter, apply, target.at_once, marks=MARKS
             )
 
 

@@ -53,7 +53,7 @@ async def _streams(context: InitContext) -> OpenStreams:
     from orlop.transfer.streams import OpenStreams
 
     streams = OpenStreams()
-    context.get(T.METADATA).leases.on_delete.append(streams.end_lease)
+    context.get(T.METADATA).leases.on_end.append(streams.end_lease)
     context.closing.append(streams.close)
     return streams
 

@@ -34,7 +34,7 @@ from orlop.transfer.fetch import Fetches, Origin
 from orlop.transfer.locks import Locks
 from orlop.transfer.progress import Tracker
 from orlop.transfer.stores import Stores
-from orlop.transfer.unpacking import Unpacks, UnpackTarget
+from orlop.transfer.unpacking import MARKS, Unpacks, UnpackTarget
 
 _log = logging.getLogger(__name__)
 
@@ -233,21 +233,27 @@ class _Pull:
             async with group_of_tasks() as group:
                 layers.group = group
                 await unpack.unpack_chain(
-                    stores.content, stores.snapshots, scope, chain, target.snapshotter, layers.apply, target.at_once
+                    stores.content,
+                    stores.snapshots,
+                    scope,
+                    chain,
+                    target.snapshotter,
+                    layers.apply,
+                    target.at_once,
+                    marks=MARKS,
+                    present=layers.present,
                 )
-        for layer in chain.layers:
-            await self._note_present(layer)
 
     async def _note_present(self, layer: Descriptor) -> None:
-        """A layer whose snapshot was there was not fetched: its blob, if it is here, is this pull's too."""
+        """A layer whose snapshot is there is not fetched: its blob, if it is here, is this pull's too."""
         if layer.digest in self.brought:
             return
+        self.tracker.finish(layer, progress.EXISTS)
         try:
             await self.puller.fetches.label(self.origin, layer.digest)
         except NotFound:
             return
         await self.puller.fetches.keep(self.origin.scope, layer.digest)
-        self.tracker.finish(layer, progress.EXISTS)
 
     async def _fetch(self, descriptor: Descriptor) -> None:
         await self._brought(descriptor, Arrival(), is_layer=False)
@@ -300,6 +306,9 @@ class _Layers:
             await self._differ.verified(layer, applied)  # as the blob was, by its commit
         self._pull.tracker.finish(layer, progress.EXTRACTED)
         return applied
+
+    async def present(self, number: int) -> None:
+        await self._pull._note_present(self._chain.layers[number])
 
     def _begin(self, number: int) -> None:
         assert self.group is not None

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from orlop.core import media
 from orlop.core.diff import Differ
 from orlop.core.platform import Platform
+from orlop.core.snapshot import EXTRACTING
 from orlop.core.transfer import UnpackRequest
 from orlop.images import select
 
 DEFAULT_SNAPSHOTTER = "overlayfs"
+MARKS = {EXTRACTING: "true"}
+"""Labels of snapshots that this daemon fills, and nobody else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class Collector:
         content: ContentFiles,
         *,
         others: Sequence[Callable[[], Awaitable[None]]] = (),
+        on_lease: Sequence[Callable[[str, str], None]] = (),
         now: Callable[[], int] = clock.now,
     ) -> None:
         self._db = db
@@ -74,6 +75,8 @@ class Collector:
         self._content = content
         self._others = others
         """What else frees things without a record. It comes first: mounts keep snapshots busy."""
+        self._on_lease = on_lease
+        """Told the namespace and id of each lease that has expired and is removed."""
         self._now = now
 
     async def collect(self) -> Collection:
@@ -87,7 +90,7 @@ class Collector:
             removed, paused = await self._remove(graph, touched)
         finally:
             self._db.listeners.remove(touched.update)
-        self._publish(removed)
+        self._tell(removed)
         faults.point("gc.removed")
         await self._free()
         return Collection(len(removed), paused)
@@ -111,9 +114,12 @@ class Collector:
             paused += seconds
         return removed, paused
 
-    def _publish(self, removed: list[Node]) -> None:
+    def _tell(self, removed: list[Node]) -> None:
         for node in removed:
-            if node.kind is Kind.IMAGE:
+            if node.kind is Kind.LEASE:
+                for told in self._on_lease:
+                    told(node.namespace, node.key)
+            elif node.kind is Kind.IMAGE:
                 self._publisher.publish(node.namespace, "/images/delete", image_pb2.ImageDelete(name=node.key))
             elif node.kind is Kind.SNAPSHOT:
                 snapshotter, _, key = node.key.partition("/")

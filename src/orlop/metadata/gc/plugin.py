@@ -15,7 +15,14 @@ async def _scheduler(context: InitContext) -> Any:
 
     metadata = context.get(PluginType.METADATA)
     exchange = context.get(PluginType.EVENT)
-    collector = Collector(metadata.db, exchange, metadata.snapshots, metadata.content, others=metadata.on_collected)
+    collector = Collector(
+        metadata.db,
+        exchange,
+        metadata.snapshots,
+        metadata.content,
+        others=metadata.on_collected,
+        on_lease=metadata.leases.on_end,
+    )
     scheduler = Scheduler(collector.collect, context.config)
     bounds = context.config.bounded()
     context.meta.exports |= {
