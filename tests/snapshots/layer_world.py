@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orlop.core.descriptor import Descriptor
+from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.errors import NotFound
@@ -164,7 +165,7 @@ class IndexingSnapshotter(OverlaySnapshotter):
                 with place as into:
                     data = archive_of(f"{content}.written")
                     index_layer(iter([data]), into.tar, into.index)
-                    into.keep(f"sha256:{hashlib.sha256(data).hexdigest()}", "")
+                    into.keep(f"sha256:{hashlib.sha256(data).hexdigest()}", "", Traits())
                 trees.remove(f"{content}.written")
         super()._commit(name, key, labels, parent)
 

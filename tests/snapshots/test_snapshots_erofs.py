@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from orlop.mounts.mount import unmount_all
@@ -86,7 +87,7 @@ async def test_a_layer_that_was_applied_is_not_mixed_with_what_is_written_after(
     assert place is not None
     with place as into:
         write_image(str(tmp_path / "tree"), into.index, into.tar)
-        into.keep("", "")
+        into.keep("", "", Traits())
     assert driver.place(mounts) is None
     with temporary.mounted(driver.current(mounts)) as root:
         assert Path(root, "file").read_text() == "layer"

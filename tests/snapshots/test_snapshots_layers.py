@@ -15,6 +15,7 @@ from layer_world import SCOPE, Layered, archive, layered
 
 from orlop import faults
 from orlop.core.descriptor import Descriptor
+from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unknown
 from orlop.layers import media
@@ -312,7 +313,7 @@ async def test_a_snapshot_that_goes_while_its_layer_is_applied_gets_none(world: 
         os.write(into.tar, b"x")
         await world.driver.remove("k")
         with pytest.raises(FailedPrecondition):
-            into.keep("sha256:" + 64 * "1", "")
+            into.keep("sha256:" + 64 * "1", "", Traits())
     assert world.kept == []
 
 

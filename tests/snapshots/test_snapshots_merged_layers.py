@@ -11,6 +11,7 @@ import pytest
 from layer_world import Layered, archive, layered
 
 from orlop import faults
+from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.core.snapshot import Kind
 from orlop.errors import NotFound, ResourceExhausted
@@ -55,7 +56,7 @@ async def one_layer(world: Layered, number: int, parent: str) -> None:
     os.makedirs(driver._content(record.id))
     with driver._layers.place(record.id) as into:
         index_layer([data], into.tar, into.index)
-        into.keep(f"sha256:{hashlib.sha256(data).hexdigest()}", "")
+        into.keep(f"sha256:{hashlib.sha256(data).hexdigest()}", "", Traits())
     driver._commit(f"l{number}", f"make-{number}", {}, parent)
 
 

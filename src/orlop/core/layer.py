@@ -22,23 +22,41 @@ class KeptLayer:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the index of a layer may have that matters to whoever mounts it.
+
+    `implied`: directories that the archive does not have, and that must look as they do in layers below.
+    `whiteouts`: markers of what is taken away from layers below, which must not be seen where nothing is below.
+    """
+
+    implied: bool = False
+    whiteouts: bool = False
+
+
 class LayerPlace(Protocol):
     """Where one layer goes that a snapshot is being made of. `tar` and `index` are descriptors of empty files."""
 
     tar: int
     index: int
     as_is: bool
-    """Also a layer whose index shows what takes away from layers below, or directories without attributes of their own,
-    stays a tar: the place is of an image that is never looked at alone."""
+    """Also a layer with whiteouts and nothing below stays a tar: the place is of an image that is never looked at
+    alone."""
 
-    def known(self, source: str) -> KeptLayer | None:
-        """The layer that was once made of `source`: it is the snapshot's now. None if there is none that is whole."""
+    def known(self, source: str, *, overlaid: bool) -> KeptLayer | None:
+        """The layer that was once made of `source`: it is the snapshot's now. None if there is none that is whole.
 
-    def keep(self, diff_id: str, source: str) -> None:
+        `overlaid`: the snapshot lies over others; where it does not, none that has whiteouts will do.
+        """
+
+    def keep(self, diff_id: str, source: str, traits: Traits) -> None:
         """The files are whole: what is in them is durable, and the snapshot's, on return.
 
         `source` names what the tar was made of by something that cannot change: a digest. Empty: nothing known.
         """
+
+    def refuse(self, reason: str) -> None:
+        """The layer goes to the snapshot's directory instead. `reason` is kept for who wants to know why."""
 
 
 @runtime_checkable

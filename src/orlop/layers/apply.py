@@ -263,11 +263,25 @@ class _Application:
                 try:
                     _, found = below.resolve(path)
                 except FileNotFoundError:
+                    if _hides(below, path):
+                        return
                     continue
                 except NotADirectoryError:
                     return  # Replaced there: nothing to copy from.
                 _copy_directory(found, fd)
                 return
+
+
+def _hides(lower: Tree, path: Path) -> bool:
+    """Whether directories on the way to `path`, which is not in `lower`, hide what lies below them."""
+    for depth in range(1, len(path)):
+        try:
+            _, found = lower.resolve(path[:depth])
+            os.getxattr(found, OVERLAY_OPAQUE)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _copy_directory(source: int, target: int) -> None:

@@ -170,7 +170,8 @@ class WalkingDiffer:
         if place is None:
             return self._apply(chunks, stages, self._keepers.current(mounts), sync_fs, stop)
         with place as into:
-            if source and (layer := into.known(source)) is not None:
+            overlaid = bool(_overlay(mounts)[0])
+            if source and (layer := into.known(source, overlaid=overlaid)) is not None:
                 return Descriptor(media.OCI_LAYER, layer.diff_id, layer.size)
             try:
                 return self._keep(chunks, stages, mounts, sync_fs, source, into, stop)
@@ -194,9 +195,9 @@ class WalkingDiffer:
             chunks = stage(chunks, stop)
         overlaid = bool(_overlay(mounts)[0])
         with Ahead(chunks, stop) as ahead, Digester() as digester:
-            indexed = keep.index(into, digester.passing(ahead), overlaid=overlaid, entries_limit=self._entries_limit)
-        if indexed:
-            into.keep(digester.digest, source)
+            traits = keep.index(into, digester.passing(ahead), overlaid=overlaid, entries_limit=self._entries_limit)
+        if traits is not None:
+            into.keep(digester.digest, source, traits)
         else:
             archive = TarReader(ByteStream(keep.written(into)), entries_limit=self._entries_limit)
             self._onto(mounts, archive, sync_fs)

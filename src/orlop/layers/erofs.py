@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from orlop.core.content import ContentStore
 from orlop.core.descriptor import Descriptor
+from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.typed import Typed
@@ -101,7 +102,7 @@ class ErofsDiffer:
                     _write(into.index, piece)
             if os.pread(into.index, 4, layout.SUPERBLOCK_AT) != layout.MAGIC.to_bytes(4, "little"):
                 raise InvalidArgument(f"layer {layer.digest} is no EROFS image, as its media type says")
-            into.keep(digester.digest, layer.digest)
+            into.keep(digester.digest, layer.digest, Traits())
         return Descriptor(layer.media_type.partition("+")[0], digester.digest, digester.size)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from orlop.core.layer import LayerKeeper, LayerPlace
+from orlop.core.layer import LayerKeeper, LayerPlace, Traits
 from orlop.core.mount import Mount
 from orlop.layers import syncing
 
@@ -42,8 +42,8 @@ class Keepers:
         return mounts
 
 
-def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries_limit: int) -> bool:
-    """Writes the tar of `pieces`, and its index, to `place`; False where the layer must be unpacked from that tar.
+def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries_limit: int) -> Traits | None:
+    """Writes the tar of `pieces`, and its index, to `place`; None where the layer must be unpacked from that tar.
 
     `overlaid`: the layer goes over others, so that it may take something away.
     """
@@ -52,22 +52,21 @@ def index(place: LayerPlace, pieces: Iterable[bytes], *, overlaid: bool, entries
     try:
         made = index_layer(_with_writeback(pieces, place.tar), place.tar, place.index, entries_limit=entries_limit)
     except NotIndexable as error:
-        _log.info("a layer is unpacked, as it cannot be indexed: %s", error)
-        return False
+        _refuse(place, str(error))
+        return None
     # Both files' blocks are in the file system's journal before the first of them is synced: one commit is enough.
     syncing.start_writeback(place.tar)
     syncing.start_writeback(place.index)
-    if place.as_is:
-        return True
-    if overlaid and made.implied:
-        # They must look as they do below, which only unpacking sees to.
-        _log.info("a layer is unpacked, as %d directories in it are only named on the way to files", made.implied)
-        return False
-    if not overlaid and made.whiteouts:
+    if made.whiteouts and not overlaid and not place.as_is:
         # There is nothing to take away, and a mount of the index alone would show the markers.
-        _log.info("a layer is unpacked, as it takes away %d names with no layer below", made.whiteouts)
-        return False
-    return True
+        _refuse(place, f"takes away {made.whiteouts} names with no layer below")
+        return None
+    return Traits(implied=bool(made.implied), whiteouts=bool(made.whiteouts))
+
+
+def _refuse(place: LayerPlace, reason: str) -> None:
+    _log.info("a layer is unpacked, as an index cannot show it: %s", reason)
+    place.refuse(reason)
 
 
 def written(place: LayerPlace) -> Iterator[bytes]:

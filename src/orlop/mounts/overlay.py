@@ -42,6 +42,15 @@ def mount_deep(source: str, target: str, flags: int, data: Sequence[str]) -> Non
 
 
 def _mount_by_parts(source: str, target: str, flags: int, data: Sequence[str]) -> None:
+    made = detached(source, flags, data)
+    try:
+        sc.move_mount(made, target)
+    finally:
+        os.close(made)
+
+
+def detached(source: str, flags: int, data: Sequence[str]) -> int:
+    """A descriptor of an overlay that is mounted nowhere, and goes when that is closed. Raises OSError."""
     attributes = sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
     with contextlib.ExitStack() as stack:
         context = sc.fsopen("overlay")
@@ -64,9 +73,7 @@ def _mount_by_parts(source: str, target: str, flags: int, data: Sequence[str]) -
         if flags & sc.MS_RDONLY:
             sc.fsconfig(context, sc.FSCONFIG_SET_FLAG, "ro")
         sc.fsconfig(context, sc.FSCONFIG_CMD_CREATE)
-        made = sc.fsmount(context, attributes)
-        stack.callback(os.close, made)
-        sc.move_mount(made, target)
+        return sc.fsmount(context, attributes)
 
 
 def _set_directory(context: int, key: str, path: str) -> None:

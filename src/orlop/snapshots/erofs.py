@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from orlop import faults
-from orlop.core.layer import KeptLayer
+from orlop.core.layer import KeptLayer, Traits
 from orlop.core.mount import Mount
 from orlop.core.snapshot import Kind, Usage
 from orlop.erofs.layout import Damaged
@@ -168,7 +168,7 @@ class ErofsSnapshotter(DirectorySnapshotter):
             raise Unimplemented("snapshots of writable images are not committed: unset default_size or the label")
         with _place(self._directory(record.id)) as place:
             write_image(content, place.index, place.tar)
-            place.keep("", "")
+            place.keep("", "", Traits())
         for left in os.listdir(content):
             trees.remove(os.path.join(content, left))
         faults.point("snapshots.erofs.emptied")
@@ -191,11 +191,14 @@ class Place:
     def index(self) -> int:
         return self._file(IMAGE)
 
-    def known(self, source: str) -> KeptLayer | None:
+    def known(self, source: str, *, overlaid: bool) -> KeptLayer | None:
         """Always None: here each snapshot has a layer of its own."""
         return None
 
-    def keep(self, diff_id: str, source: str) -> None:
+    def refuse(self, reason: str) -> None:
+        """Nothing: the snapshot becomes an image in any case, at the latest when it is committed."""
+
+    def keep(self, diff_id: str, source: str, traits: Traits) -> None:
         for fd in self._fds.values():
             os.fsync(fd)
         faults.point("snapshots.erofs.synced")

@@ -8,29 +8,31 @@ from dataclasses import dataclass
 
 import apsw
 
+from orlop.core.layer import Traits
 from orlop.core.snapshot import Kind
 from orlop.errors import FailedPrecondition
 from orlop.snapshots.storage import Files, Records
 
-_COLUMNS = "id, diff_id, size, disk, damaged"
+_COLUMNS = "id, diff_id, size, disk, damaged, whiteouts"
 _CHAINS_IN_USE = """
     WITH RECURSIVE used (id) AS (
         SELECT id FROM snapshots WHERE kind != ? UNION
         SELECT s.parent FROM snapshots AS s JOIN used ON s.id = used.id WHERE s.parent IS NOT NULL)
-    SELECT DISTINCT s.layer FROM snapshots AS s JOIN used ON used.id = s.id WHERE s.layer IS NOT NULL
+    SELECT s.id, s.layer FROM snapshots AS s JOIN used ON used.id = s.id WHERE s.layer IS NOT NULL
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A kept layer: its tar has `size` bytes, tar and index take `disk` bytes of blocks. `damaged`: found not to be
-    what `diff_id` says."""
+    what `diff_id` says. `whiteouts`: its index may show markers of what it takes away."""
 
     id: int
     diff_id: str
     size: int
     disk: int
     damaged: bool = False
+    whiteouts: bool = False
 
 
 class LayerRecords:
@@ -58,6 +60,14 @@ class LayerRecords:
             connection.execute("INSERT INTO layers (diff_id, size, disk) VALUES (?, ?, ?)", (diff_id, size, disk))
             return Layer(connection.last_insert_rowid(), diff_id, size, disk)
 
+    def describe(self, layer: Layer, traits: Traits) -> None:
+        """What the index of `layer` has in it."""
+        with self.transaction() as connection:
+            connection.execute(
+                "UPDATE layers SET implied = ?, whiteouts = ? WHERE id = ?",
+                (int(traits.implied), int(traits.whiteouts), layer.id),
+            )
+
     def mend(self, layer: Layer, disk: int) -> None:
         """The files of `layer` are new and whole."""
         with self.transaction() as connection:
@@ -75,6 +85,11 @@ class LayerRecords:
             ).fetchone()
             return None if row is None else Files(id, row[0])
 
+    def note(self, snapshot: int, reason: str) -> None:
+        """Why the layer of the active `snapshot` is not kept."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE snapshots SET unpacked = ? WHERE id = ?", (reason, snapshot))
+
     def key(self, id: int) -> str | None:
         with self.transaction() as connection:
             row = connection.execute("SELECT key FROM snapshots WHERE id = ?", (id,)).fetchone()
@@ -84,7 +99,7 @@ class LayerRecords:
         """The active `snapshot`, which had none, has `layer`. Raises FailedPrecondition if it is not so any more."""
         with self.transaction() as connection:
             connection.execute(
-                "UPDATE snapshots SET layer = ? WHERE id = ? AND kind = ? AND layer IS NULL",
+                "UPDATE snapshots SET layer = ?, unpacked = '' WHERE id = ? AND kind = ? AND layer IS NULL",
                 (layer.id, snapshot, int(Kind.ACTIVE)),
             )
             if not connection.changes():
@@ -105,10 +120,16 @@ class LayerRecords:
         with self.transaction() as connection:
             return [_layer(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM layers ORDER BY id")]  # noqa: S608
 
-    def in_use(self) -> set[int]:
-        """The layers at and below active snapshots and views."""
+    def in_use(self) -> dict[int, int]:
+        """The layer of each snapshot that is, or is below, an active one or a view; those without one are left out."""
         with self.transaction() as connection:
-            return {int(row[0]) for row in connection.execute(_CHAINS_IN_USE, (int(Kind.COMMITTED),))}
+            rows = connection.execute(_CHAINS_IN_USE, (int(Kind.COMMITTED),))
+            return {int(id): int(layer) for id, layer in rows}
+
+    def snapshots(self) -> set[int]:
+        """The snapshots that have a layer."""
+        with self.transaction() as connection:
+            return {int(row[0]) for row in connection.execute("SELECT id FROM snapshots WHERE layer IS NOT NULL")}
 
     def drop_unused(self) -> list[int]:
         """Forgets the layers that no snapshot has, and returns them."""
@@ -131,5 +152,5 @@ class LayerRecords:
 
 
 def _layer(row: apsw.SQLiteValues) -> Layer:
-    id, diff_id, size, disk, damaged = row
-    return Layer(int(id), str(diff_id), int(size), int(disk), bool(damaged))  # type: ignore[arg-type]
+    id, diff_id, size, disk, damaged, whiteouts = row
+    return Layer(int(id), str(diff_id), int(size), int(disk), bool(damaged), bool(whiteouts))  # type: ignore[arg-type]

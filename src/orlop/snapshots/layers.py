@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orlop import faults
-from orlop.core.layer import KeptLayer
+from orlop.core.layer import KeptLayer, Traits
 from orlop.errors import DataLoss, Unavailable
 from orlop.snapshots import trees, verity
 from orlop.snapshots.directories import sync_directory
@@ -124,7 +124,7 @@ class Layers:
     def close(self) -> None:
         """Takes off the mounts that no active snapshot or view lies over. Safe to call again."""
         with contextlib.suppress(Unavailable), self.records.transaction():
-            self.mounts.release(self.records.in_use)
+            self.mounts.release(lambda: set(self.records.in_use().values()))
 
     def record(self, id: int) -> Layer:
         """Raises DataLoss if there is none."""
@@ -182,23 +182,26 @@ class Place:
     def index(self) -> int:
         return self._file("index")
 
-    def known(self, source: str) -> KeptLayer | None:
+    def known(self, source: str, *, overlaid: bool) -> KeptLayer | None:
         records = self._layers.records
         with records.transaction():
             layer = self._layers.whole(records.by_source(source))
-            if layer is None:
+            if layer is None or (layer.whiteouts and not overlaid):
                 return None
             records.attach(self._snapshot, layer, source)
         return KeptLayer(layer.diff_id, layer.size)
 
-    def keep(self, diff_id: str, source: str) -> None:
+    def keep(self, diff_id: str, source: str, traits: Traits) -> None:
         size, disk = self._measure()
         # A layer that is there needs no second copy on disk: then nothing is synced.
-        while not self._kept(diff_id, source, size, disk):
+        while not self._kept(diff_id, source, traits, size, disk):
             self._make_durable()
         faults.point("snapshots.layers.kept")
 
-    def _kept(self, diff_id: str, source: str, size: int, disk: int) -> bool:
+    def refuse(self, reason: str) -> None:
+        self._layers.records.note(self._snapshot, reason)
+
+    def _kept(self, diff_id: str, source: str, traits: Traits, size: int, disk: int) -> bool:
         """Gives the snapshot the layer; False if that needs these files, which are not durable yet."""
         records = self._layers.records
         new: Layer | None = None
@@ -215,6 +218,7 @@ class Place:
                     else:
                         layer = found
                         self._layers.replace(found, self._directory, disk)
+                records.describe(layer, traits)
                 records.attach(self._snapshot, layer, source)
         except BaseException:
             if new is not None:

@@ -81,7 +81,7 @@ class MergedLayers:
     def close(self) -> None:
         """Takes off the mounts that no active snapshot or view lies over. Safe to call again."""
         with contextlib.suppress(Unavailable), self._layers.records.transaction(), self._lock:
-            used = self._layers.records.in_use()
+            used = set(self._layers.records.in_use().values())
             self._mounts.release(lambda: {number for number in self._numbers() if self._ids(number) <= used})
 
     def usage_at(self, id: int) -> Usage:

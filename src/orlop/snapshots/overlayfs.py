@@ -15,6 +15,7 @@ from orlop.core.mount import Mount
 from orlop.core.snapshot import Kind, SnapshotInfo, Usage
 from orlop.errors import Unknown
 from orlop.snapshots import idmap
+from orlop.snapshots.covers import Covers
 from orlop.snapshots.directories import DirectorySnapshotter, make_directory
 from orlop.snapshots.layer_records import LayerRecords
 from orlop.snapshots.layers import Layers, Place
@@ -22,6 +23,8 @@ from orlop.snapshots.merged_layers import STEP, MergedLayers, fits
 from orlop.snapshots.storage import Files, Record
 
 UPPERDIR_LABEL = "containerd.io/snapshot/overlay.upperdir"
+UNPACKED_LABEL = "containerd.io/snapshot/orlop.unpacked"
+"""In answers: why the layer of a snapshot is a directory, although layers are kept."""
 
 _INDEX_PARAMETER = Path("/sys/module/overlay/parameters/index")
 _WHOLE_ID_SPACE = ["0", "0", "4294967295"]
@@ -63,6 +66,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         # Also where none are kept any more: those that were are mounted still.
         self._layers = Layers(root, LayerRecords(self._records))
         self._merged = MergedLayers(root, self._layers)
+        self._covers = Covers(root, self._layers.records)
 
     def _fill(self, directory: str, kind: Kind, labels: Mapping[str, str], parent: int | None) -> None:
         content = os.path.join(directory, "fs")
@@ -84,6 +88,8 @@ class OverlaySnapshotter(DirectorySnapshotter):
         return await asyncio.to_thread(self._with_layer, self._records.get(key), own)
 
     def _with_layer(self, record: Record, own: Usage) -> Usage:
+        cover = self._covers.usage(record.id)
+        own = Usage(own.size + cover.size, own.inodes + cover.inodes)
         layers = self._layers.records
         if record.files.layer is None or not layers.is_counted_at(record.files):
             return own
@@ -95,6 +101,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
     async def close(self) -> None:
         """Mounts of layers that containers may use stay."""
+        await asyncio.to_thread(self._covers.close)
         await asyncio.to_thread(self._merged.close)
         await asyncio.to_thread(self._layers.close)
         await super().close()
@@ -159,12 +166,13 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._clean_layers()
 
     def _clean_layers(self) -> None:
+        self._covers.cleanup()
         self._layers.cleanup()
         self._merged.cleanup()
 
     def _mounts_of(self, record: Record) -> list[Mount]:
         is_view = record.info.kind is Kind.VIEW
-        own = () if record.files.layer is None else (Files(record.id, record.files.layer, bare=True),)
+        own = () if record.files.layer is None else (dataclasses.replace(record.files, bare=True),)
         mapped = idmap.mount_options(record.info.labels) if self._remap_ids else ()
         upper = mapped
         if not is_view:
@@ -182,42 +190,64 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
         Where an overlay that also has the options `others` would not take so many, the lowest layers are merged.
         """
+        for number in reversed(range(len(chain))):  # each cover is made of what is below it
+            self._cover(chain[number], chain[number + 1 :])
         places = [place for files in chain for place in self._places(files)]
         for count in range(0, _kept_at_bottom(places) + 1, STEP):
             above = places[: len(places) - count]
-            lowers = [path for path, _ in above]
+            lowers = [path for place in above for path in place.paths]
             if count:
                 lowers.append(self._merged.longest_path)
             if not lowers or fits(lowers, others):
-                merged = [layer for _, layer in reversed(places[len(above) :]) if layer is not None]
+                merged = [place.layer for place in reversed(places[len(above) :]) if place.layer is not None]
                 return self._mounted(above, merged)
         return self._mounted(places, [])
 
-    def _places(self, files: Files) -> Iterator[tuple[str, int | None]]:
-        """The directories of a snapshot, nearest first, each with the layer that is mounted there."""
-        if not files.bare:
-            yield self._content(files.id), None
-        if files.layer is not None:
-            yield self._layers.mounts.path(files.layer), files.layer
+    def _cover(self, files: Files, below: Sequence[Files]) -> None:
+        """Makes the cover of a snapshot whose layer only names directories that may be below."""
+        if files.implied and files.layer is not None and below:
+            layer = files.layer
+            self._covers.ensure(files.id, lambda: self._layers.intact(layer)[0], lambda: self._lowers(below, ()))
 
-    def _mounted(self, above: Sequence[tuple[str, int | None]], merged: Sequence[int]) -> list[str]:
-        self._layers.mounts.ensure(layer for _, layer in above if layer is not None)
-        lowers = [path for path, _ in above]
+    def _places(self, files: Files) -> Iterator[_Place]:
+        """Where a snapshot's files are, nearest first."""
+        if not files.bare:
+            yield _Place((self._content(files.id),))
+        if files.layer is not None:
+            layer = self._layers.mounts.path(files.layer)
+            covered = files.implied and self._covers.has(files.id)
+            yield _Place((self._covers.mounts.path(files.id), layer) if covered else (layer,), files.layer, files.id)
+
+    def _mounted(self, above: Sequence[_Place], merged: Sequence[int]) -> list[str]:
+        self._layers.mounts.ensure(place.layer for place in above if place.layer is not None)
+        self._covers.mounts.ensure(place.snapshot for place in above if len(place.paths) > 1)
+        lowers = [path for place in above for path in place.paths]
         return [*lowers, self._merged.mounted(merged)] if merged else lowers
 
     def _content(self, id: int) -> str:
         return os.path.join(self._directory(id), "fs")
 
     def _shown(self, record: Record) -> SnapshotInfo:
-        if not self._upperdir_label:
-            return record.info
-        labels = {**record.info.labels, UPPERDIR_LABEL: self._content(record.id)}
+        labels = dict(record.info.labels)
+        if self._upperdir_label:
+            labels[UPPERDIR_LABEL] = self._content(record.id)
+        if record.unpacked:
+            labels[UNPACKED_LABEL] = record.unpacked
         return dataclasses.replace(record.info, labels=labels)
 
 
-def _kept_at_bottom(places: Sequence[tuple[str, int | None]]) -> int:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """A snapshot's directory, or where its layer is mounted, perhaps with a cover over that."""
+
+    paths: Sequence[str]
+    layer: int | None = None
+    snapshot: int = 0
+
+
+def _kept_at_bottom(places: Sequence[_Place]) -> int:
     """How many of the lowest places are mounts of layers."""
-    return next((count for count, (_, layer) in enumerate(reversed(places)) if layer is None), len(places))
+    return next((count for count, place in enumerate(reversed(places)) if place.layer is None), len(places))
 
 
 def in_user_namespace() -> bool:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -61,29 +62,40 @@ _MIGRATIONS = (
     ALTER TABLE snapshots ADD COLUMN bare INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX snapshots_by_layer ON snapshots (layer);
     """,
+    # Of layers that are older than the question, nobody knows.
+    """
+    ALTER TABLE layers ADD COLUMN implied INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE layers ADD COLUMN whiteouts INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE snapshots ADD COLUMN unpacked TEXT NOT NULL DEFAULT '';
+    """,
 )
-_COLUMNS = "s.id, s.key, s.kind, p.key, s.labels, s.size, s.inodes, s.created_at, s.updated_at, s.layer, s.bare"
-_FROM = "FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent"
+_FILES = "s.id, s.layer, s.bare, l.implied"
+_COLUMNS = f"{_FILES}, s.key, s.kind, p.key, s.labels, s.size, s.inodes, s.created_at, s.updated_at, s.unpacked"
+_FROM = "FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent LEFT JOIN layers AS l ON l.id = s.layer"
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
     """What a snapshot has on disk: its directory, named by `id`, which counts for nothing where it is `bare`, and
-    below that the layer that was kept as tar and index (its id)."""
+    below that the layer that was kept as tar and index (its id). `implied`: that may have directories which must be
+    shown as they are below."""
 
     id: int
     layer: int | None = None
     bare: bool = False
+    implied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A snapshot; `parents` are nearest first. `usage` is that of its directory."""
+    """A snapshot; `parents` are nearest first. `usage` is that of its directory, `unpacked` says why a layer that was
+    to be kept was not."""
 
     files: Files
     info: SnapshotInfo
     usage: Usage
     parents: tuple[Files, ...] = ()
+    unpacked: str = ""
 
     @property
     def id(self) -> int:
@@ -252,12 +264,13 @@ class Records:
     @staticmethod
     def _parents(connection: apsw.Connection, id: int) -> tuple[Files, ...]:
         rows = connection.execute(
-            "WITH RECURSIVE chain (id, depth) AS (SELECT parent, 1 FROM snapshots WHERE id = ? UNION ALL "
+            "WITH RECURSIVE chain (id, depth) AS (SELECT parent, 1 FROM snapshots WHERE id = ? UNION ALL "  # noqa: S608
             "SELECT s.parent, chain.depth + 1 FROM snapshots AS s JOIN chain ON s.id = chain.id) "
-            "SELECT s.id, s.layer, s.bare FROM chain JOIN snapshots AS s ON s.id = chain.id ORDER BY chain.depth",
+            f"SELECT {_FILES} FROM chain JOIN snapshots AS s ON s.id = chain.id "
+            "LEFT JOIN layers AS l ON l.id = s.layer ORDER BY chain.depth",
             (id,),
         )
-        return tuple(Files(id, layer, bool(bare)) for id, layer, bare in rows)
+        return tuple(_files(*row) for row in rows)
 
     @staticmethod
     def _refuse_taken(connection: apsw.Connection, key: str, what: str) -> None:
@@ -293,6 +306,10 @@ def merged_labels(old: SnapshotInfo, new: SnapshotInfo, fields: Sequence[str] | 
 
 
 def _record(row: apsw.SQLiteValues) -> Record:
-    id, key, kind, parent, labels, size, inodes, created_at, updated_at, layer, bare = row
+    key, kind, parent, labels, size, inodes, created_at, updated_at, unpacked = row[4:]
     info = SnapshotInfo(str(key), Kind(kind), str(parent or ""), json.loads(str(labels)), created_at, updated_at)  # type: ignore[arg-type]
-    return Record(Files(id, layer, bool(bare)), info, Usage(size, inodes))  # type: ignore[arg-type]
+    return Record(_files(*row[:4]), info, Usage(size, inodes), unpacked=str(unpacked))  # type: ignore[arg-type]
+
+
+def _files(id: Any, layer: Any, bare: Any, implied: Any) -> Files:
+    return Files(id, layer, bool(bare), bool(implied))
