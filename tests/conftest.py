@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, why in missing.items():
             if why and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Removes the cgroups of namespaces that tests made: like containerd, the daemon leaves a namespace's cgroup."""
+    if hasattr(session.config, "workerinput"):
+        return  # of several processes: other workers may be at work below them
+    for pattern in ("orlop-test*", "*/orlop-test*"):
+        for cgroup in Path("/sys/fs/cgroup").glob(pattern):
+            with suppress(OSError):  # in use by somebody else's run
+                cgroup.rmdir()

@@ -81,7 +81,7 @@ def test_an_image_is_pushed_pulled_and_run(orlop: Orlop, registry: Registry, nam
 
 def test_a_fresh_layer_is_told_phase_by_phase_and_runs(orlop: Orlop, registry: Registry, name: str, home: Path) -> None:
     reference = pushed(orlop, registry, name)
-    orlop.environment["ORLOP_NAMESPACE"] = name
+    orlop.environment["ORLOP_NAMESPACE"] = f"orlop-test-{name}"
     try:
         layer = re.escape(_layer_of_busybox())
         done = orlop("pull", reference)

@@ -12,6 +12,8 @@ from real_daemon import IMAGE, Archives, Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
+NAMESPACE = "orlop-test-erofs"
+
 
 def mounts_of_images(daemon: Daemon) -> list[str]:
     return [
@@ -23,14 +25,14 @@ def test_a_container_runs_over_images_and_leaves_none_mounted(daemon: Daemon, ar
     plugin = daemon.ctr("plugins", "ls", "id==erofs").stdout
     if "skip" in plugin:
         pytest.skip(f"the kernel does not mount EROFS images from files: {plugin}")
-    other = Daemon(daemon.work, namespace="erofs-run")
-    other.ctr("namespaces", "create", "erofs-run", "containerd.io/defaults/snapshotter=erofs")
+    other = Daemon(daemon.work, namespace=NAMESPACE)
+    other.ctr("namespaces", "create", NAMESPACE, "containerd.io/defaults/snapshotter=erofs")
     other.ctr("images", "import", "--snapshotter", "erofs", archives.oci)
     before = mounts_of_images(daemon)
 
     def orlop(*arguments: str) -> str:
         command = [Path(sys.executable).parent / "orlop", *arguments]
-        environment = os.environ | {"ORLOP_ADDRESS": daemon.address, "ORLOP_NAMESPACE": "erofs-run"}
+        environment = os.environ | {"ORLOP_ADDRESS": daemon.address, "ORLOP_NAMESPACE": NAMESPACE}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
         assert not done.returncode, done.stderr
         return done.stdout
@@ -42,4 +44,4 @@ def test_a_container_runs_over_images_and_leaves_none_mounted(daemon: Daemon, ar
     assert mounts_of_images(daemon) == before
     other.ctr("images", "rm", "--sync", IMAGE)
     assert other.ctr("snapshots", "--snapshotter", "erofs", "ls").stdout.splitlines()[1:] == []
-    other.ctr("namespaces", "rm", "erofs-run")
+    other.ctr("namespaces", "rm", NAMESPACE)

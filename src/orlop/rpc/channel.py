@@ -75,7 +75,7 @@ class GrpcChannel:
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
                 ("grpc.use_local_subchannel_pool", 1),  # a channel of its own: closing it closes its connection
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 20_000),  # how long one try may take: a busy daemon accepts late
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ),
         )
