@@ -17,6 +17,9 @@ from orlop.errors import NotFound
 from orlop.images import survey as surveys
 from orlop.images.survey import Edition, Layer, Survey
 
+UNPACKED = "containerd.io/snapshot/orlop.unpacked"
+"""The label by which the snapshotter overlayfs tells why a layer is a directory."""
+
 _SETTINGS = (
     ("Entrypoint", "Entrypoint"),
     ("Command", "Cmd"),
@@ -45,22 +48,22 @@ async def inspect(client: Client, names: Sequence[str], *, as_json: bool) -> Non
         output.echo_json(documents)
 
 
-async def _unpacked(client: Client, survey: Survey, snapshotter: str) -> frozenset[str]:
-    """The chain ids that are snapshots."""
+async def _unpacked(client: Client, survey: Survey, snapshotter: str) -> Mapping[str, str]:
+    """The chain ids that are snapshots, each with why its layer is a directory although layers are kept, if it is."""
     wanted = sorted({layer.chain_id for edition in survey.editions for layer in edition.layers if layer.chain_id})
 
-    async def is_there(chain_id: str) -> bool:
+    async def reason(chain_id: str) -> str | None:
         try:
-            await client.snapshots.stat(client.scope, snapshotter, chain_id)
+            info = await client.snapshots.stat(client.scope, snapshotter, chain_id)
         except NotFound:
-            return False
-        return True
+            return None
+        return info.labels.get(UNPACKED, "")
 
-    found = await asyncio.gather(*map(is_there, wanted))
-    return frozenset(chain_id for chain_id, there in zip(wanted, found, strict=True) if there)
+    found = await asyncio.gather(*map(reason, wanted))
+    return {chain_id: why for chain_id, why in zip(wanted, found, strict=True) if why is not None}
 
 
-def _document(image: Image, survey: Survey, snapshotter: str, unpacked: frozenset[str]) -> dict[str, Any]:
+def _document(image: Image, survey: Survey, snapshotter: str, unpacked: Mapping[str, str]) -> dict[str, Any]:
     blobs = survey.blobs().values()
     return {
         "name": image.name,
@@ -75,7 +78,7 @@ def _document(image: Image, survey: Survey, snapshotter: str, unpacked: frozense
     }
 
 
-def _edition(edition: Edition, snapshotter: str, unpacked: frozenset[str]) -> dict[str, Any]:
+def _edition(edition: Edition, snapshotter: str, unpacked: Mapping[str, str]) -> dict[str, Any]:
     document: dict[str, Any] = _descriptor(edition.manifest) | {
         "platform": str(edition.platform) if edition.platform else None,
         "present": edition.is_present,
@@ -91,6 +94,7 @@ def _edition(edition: Edition, snapshotter: str, unpacked: frozenset[str]) -> di
             "diffId": layer.diff_id or None,
             "chainId": layer.chain_id or None,
             "snapshotter": snapshotter if layer.chain_id in unpacked else None,
+            "whyDirectory": unpacked.get(layer.chain_id) or None,
         }
         for layer in edition.layers
     ]
@@ -106,7 +110,7 @@ def _descriptor(descriptor: Descriptor) -> dict[str, Any]:
     return document | ({"annotations": dict(descriptor.annotations)} if descriptor.annotations else {})
 
 
-def _describe(image: Image, survey: Survey, snapshotter: str, unpacked: frozenset[str]) -> None:
+def _describe(image: Image, survey: Survey, snapshotter: str, unpacked: Mapping[str, str]) -> None:
     blobs = survey.blobs().values()
     here = sum(descriptor.size for descriptor, present in blobs if present)
     missing = [descriptor for descriptor, present in blobs if not present]
@@ -120,7 +124,7 @@ def _describe(image: Image, survey: Survey, snapshotter: str, unpacked: frozense
         _describe_edition(edition, snapshotter, unpacked)
 
 
-def _describe_edition(edition: Edition, snapshotter: str, unpacked: frozenset[str]) -> None:
+def _describe_edition(edition: Edition, snapshotter: str, unpacked: Mapping[str, str]) -> None:
     kind = "attestation" if edition.is_attestation else str(edition.platform or edition.manifest.media_type)
     if not edition.is_present:
         click.echo(f"{output.plain(kind)}: not here ({edition.manifest.digest})")
@@ -140,9 +144,12 @@ def _describe_edition(edition: Edition, snapshotter: str, unpacked: frozenset[st
         click.echo()
         rows = [_row(number, layer, snapshotter, unpacked) for number, layer in enumerate(edition.layers, 1)]
         output.table(("  LAYER", "SIZE", "TYPE", "DIGEST", "DIFF ID", "CONTENT", "SNAPSHOT"), rows)
+        for number, layer in enumerate(edition.layers, 1):
+            if reason := unpacked.get(layer.chain_id):
+                click.echo(f"  Layer {number} is a directory: {output.plain(reason)}")
 
 
-def _row(number: int, layer: Layer, snapshotter: str, unpacked: frozenset[str]) -> Sequence[str]:
+def _row(number: int, layer: Layer, snapshotter: str, unpacked: Mapping[str, str]) -> Sequence[str]:
     return (
         f"  {number}",
         output.size(layer.descriptor.size),
