@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-import msgspec
-
 from orlop.core import digest as digests
 from orlop.core import media
 from orlop.core.content import ContentInfo, ContentStore, Writer, write_whole
@@ -23,9 +21,11 @@ from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image, ImageStore
 from orlop.core.scope import Scope
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound
-from orlop.images import children, documents, names
+from orlop.images import children, docker_archive, documents, names
+from orlop.images.docker_archive import IMAGE_NAME, REF_NAME
+from orlop.images.documents import DescriptorDocument
 from orlop.layers import tar
-from orlop.layers.compression import Compression, decompress, detect
+from orlop.layers.compression import decompress
 from orlop.layers.stream import ByteStream
 
 LIMIT = 20 << 20
@@ -33,9 +33,6 @@ LIMIT = 20 << 20
 CHUNK = 1 << 20
 MAX_FILES = 100_000
 """Entries of an archive that are read."""
-
-IMAGE_NAME = "io.containerd.image.name"
-REF_NAME = "org.opencontainers.image.ref.name"
 
 _DESCRIBING = ("oci-layout", "index.json", "manifest.json")
 _LINKS_LIMIT = 40
@@ -77,7 +74,7 @@ async def import_archive(
     image archive, and Unknown or FailedPrecondition for one that is damaged.
     """
     found = await _Archive(content, scope, decompress(_chunks(source, progress))).read()
-    named = _names(await _entries(content, scope, found, name), name)
+    named = _names([entry.noun() for entry in await _entries(content, scope, found, name=name)], name)
     if not named:
         raise InvalidArgument(
             f"archive: no image in it has a name (annotation {IMAGE_NAME} or {REF_NAME}, or RepoTags): give it one"
@@ -88,33 +85,31 @@ async def import_archive(
 
 
 async def read_archive(
-    content: ContentStore, scope: Scope, source: Iterable[bytes], *, compressed: bool = True
-) -> tuple[Descriptor, list[Descriptor]]:
+    content: ContentStore, scope: Scope, source: Iterable[bytes], *, compressed: bool = True, compress: bool = False
+) -> tuple[Descriptor, list[DescriptorDocument]]:
     """Stores what `source` holds, as `import_archive`, and returns its index and what that names, with annotations.
 
-    A thread iterates `source`, which may block. Nothing gets a name. An archive of `docker save` has an index that is
-    made here. `compressed`: gzip and zstd are told by what the archive begins with.
+    A thread iterates `source`, which may block. Nothing gets a name, or is kept beyond the lease of `scope`. An archive
+    of `docker save` has an index that is made here. `compressed`: gzip and zstd are told by what the archive begins
+    with. `compress`: such an archive's plain layers become compressed ones.
     """
     found = await _Archive(content, scope, decompress(iter(source)) if compressed else iter(source)).read()
-    entries = await _entries(content, scope, found, "")
-    data = found.files["index.json"] if "oci-layout" in found.files else _index_of(entries)
+    entries = await _entries(content, scope, found, compress=compress)
+    data = found.files["index.json"] if "oci-layout" in found.files else docker_archive.index_of(entries)
     digest = digests.of(data)
     await write_whole(content, scope, f"index-{uuid.uuid4().hex[:12]}-{digest}", data, digest)
-    index = Descriptor(media.OCI_INDEX, digest, len(data))
-    for target in entries:
-        await children.label(content, scope, target)
-    labels = children.labels_for(entries)
-    if labels:
-        await content.update(scope, ContentInfo(digest, 0, labels=labels), [f"labels.{key}" for key in labels])
-    return index, entries
+    return Descriptor(media.OCI_INDEX, digest, len(data)), entries
 
 
-async def _entries(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[Descriptor]:
+async def _entries(
+    content: ContentStore, scope: Scope, found: _Found, *, name: str = "", compress: bool = False
+) -> list[DescriptorDocument]:
     """What the archive's index names, or would, and is in it."""
     if "oci-layout" in found.files:
         return await _oci(content, scope, found)
     if "manifest.json" in found.files:
-        return await _docker(content, scope, found, name)
+        document = found.files["manifest.json"]
+        return await docker_archive.manifests(content, scope, document, found.blob, name=name, compress=compress)
     raise InvalidArgument("archive: unrecognized image format (neither oci-layout nor manifest.json in it)")
 
 
@@ -224,7 +219,7 @@ def _expected(path: str) -> str:
     return ""
 
 
-async def _oci(content: ContentStore, scope: Scope, found: _Found) -> list[Descriptor]:
+async def _oci(content: ContentStore, scope: Scope, found: _Found) -> list[DescriptorDocument]:
     layout = documents.layout_of(found.files["oci-layout"], "archive: oci-layout")
     if layout.image_layout_version != "1.0.0":
         raise InvalidArgument(f"archive: unsupported OCI version {layout.image_layout_version}")
@@ -233,7 +228,7 @@ async def _oci(content: ContentStore, scope: Scope, found: _Found) -> list[Descr
     index = documents.index_of(found.files["index.json"], "", "archive: index.json")
     for entry in index.manifests:
         await content.info(scope, entry.digest)
-    return [entry.noun() for entry in index.manifests]
+    return index.manifests
 
 
 def _names(entries: Sequence[Descriptor], name: str) -> list[tuple[str, Descriptor]]:
@@ -253,63 +248,6 @@ def _name_of(entry: Descriptor, other: str) -> str:
         return names.normalize(own)
     # A bare word is a tag (OCI image-spec, annotations.md), of a name that the archive leaves out.
     return names.normalize(names.with_tag(other, own)) if other else ""
-
-
-async def _docker(content: ContentStore, scope: Scope, found: _Found, name: str) -> list[Descriptor]:
-    entries = documents.docker_manifests_of(found.files["manifest.json"], "archive: manifest.json")
-    targets: list[Descriptor] = []
-    for entry in entries:
-        config = found.blob(entry.config)
-        layers = []
-        for path in entry.layers:
-            blob = found.blob(path)
-            kind = _LAYER_TYPES[await _compression(content, scope, blob)]
-            layers.append({"mediaType": kind, "digest": blob.digest, "size": blob.size})
-        data = msgspec.json.encode(
-            {
-                "schemaVersion": 2,
-                "mediaType": media.DOCKER_MANIFEST,
-                "config": {"mediaType": media.DOCKER_CONFIG, "digest": config.digest, "size": config.size},
-                "layers": layers,
-            }
-        )
-        digest = digests.of(data)
-        await write_whole(content, scope, f"manifest-{uuid.uuid4().hex[:12]}-{digest}", data, digest)
-        tags = entry.repo_tags or ([name] if name and len(entries) == 1 else [])
-        targets += [
-            Descriptor(media.DOCKER_MANIFEST, digest, len(data), _tagged(names.normalize(tag))) for tag in tags
-        ] or [Descriptor(media.DOCKER_MANIFEST, digest, len(data))]
-    return targets
-
-
-def _tagged(name: str) -> dict[str, str]:
-    """The annotations that name an image of `docker save`."""
-    return {IMAGE_NAME: name, REF_NAME: name.rpartition("/")[2].partition(":")[2]}
-
-
-def _index_of(entries: Sequence[Descriptor]) -> bytes:
-    """The index that an archive of `docker save` lacks."""
-    manifests = [
-        {"mediaType": entry.media_type, "digest": entry.digest, "size": entry.size}
-        | ({"annotations": dict(entry.annotations)} if entry.annotations else {})
-        for entry in entries
-    ]
-    return msgspec.json.encode({"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": manifests})
-
-
-_LAYER_TYPES = {
-    Compression.NONE: media.DOCKER_LAYER,
-    Compression.GZIP: media.DOCKER_LAYER_GZIP,
-    Compression.ZSTD: media.DOCKER_LAYER_ZSTD,
-}
-
-
-async def _compression(content: ContentStore, scope: Scope, blob: ContentInfo) -> Compression:
-    reader = await content.open_reader(scope, blob.digest)
-    try:
-        return detect(await reader.read(0, 16))
-    finally:
-        await reader.close()
 
 
 async def _store(images: ImageStore, scope: Scope, image: Image) -> Image:

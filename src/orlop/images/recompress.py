@@ -27,6 +27,20 @@ async def compression_of(content: ContentStore, scope: Scope, digest: str) -> Co
         await reader.close()
 
 
+async def held(content: ContentStore, scope: Scope, digest: str) -> ContentInfo | None:
+    """The blob, which the lease of `scope` holds from now on: nothing else may do so. None if it is not there."""
+    try:
+        writer = await content.open_writer(scope, f"convert-{uuid.uuid4().hex[:12]}", 0, digest)
+    except AlreadyExists:
+        return await content.info(scope, digest)
+    try:
+        status = await writer.status()
+    finally:
+        await writer.close()
+    await _abort(content, scope, status.ref)
+    return None
+
+
 async def recompress(
     content: ContentStore,
     scope: Scope,
@@ -41,7 +55,7 @@ async def recompress(
     Raises FailedPrecondition where the layer's archive is not `diff_id`, Unknown where it is damaged.
     """
     labels = {} if to is Compression.NONE else {UNCOMPRESSED: diff_id}
-    if to is Compression.NONE and (known := await _known(content, scope, diff_id)):
+    if to is Compression.NONE and (known := await held(content, scope, diff_id)):
         return known
     # Of its own, so that two conversions of one layer at a time do not wait for each other.
     ref = f"convert-{uuid.uuid4().hex[:12]}-{layer.digest}"
@@ -65,20 +79,6 @@ async def recompress(
         if not committed:
             await asyncio.shield(_abort(content, scope, ref))
     return info
-
-
-async def _known(content: ContentStore, scope: Scope, digest: str) -> ContentInfo | None:
-    try:
-        # Opened as for writing, the blob joins the lease of `scope`: nothing else may hold it.
-        writer = await content.open_writer(scope, f"convert-{uuid.uuid4().hex[:12]}", 0, digest)
-    except AlreadyExists:
-        return await content.info(scope, digest)
-    try:
-        status = await writer.status()
-    finally:
-        await writer.close()
-    await _abort(content, scope, status.ref)
-    return None
 
 
 async def _commit(content: ContentStore, scope: Scope, writer: Writer, labels: dict[str, str]) -> ContentInfo:

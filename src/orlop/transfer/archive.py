@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from orlop.core.content import ContentInfo
 from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image
 from orlop.core.mount import Mount
@@ -13,7 +14,8 @@ from orlop.core.platform import Platform
 from orlop.core.scope import Scope
 from orlop.core.transfer import ExportEnd, ImportEnd, Progress, Report, StoreEnd
 from orlop.errors import NotFound, Unimplemented
-from orlop.images import documents, exporter, importer, select, unpack
+from orlop.images import children, documents, exporter, importer, select, unpack
+from orlop.images.documents import DescriptorDocument
 from orlop.transfer import naming
 from orlop.transfer.locks import Locks
 from orlop.transfer.stores import Stores
@@ -32,26 +34,55 @@ class Archives:
     locks: Locks
 
     async def import_archive(self, scope: Scope, source: ImportEnd, end: StoreEnd, report: Report) -> list[Image]:
-        """Returns the images stored. Raises NotFound for an archive in which nothing has a name."""
-        if source.force_compress:
-            raise Unimplemented("import that compresses layers: convert the image after it is imported")
+        """Returns the images stored. Raises NotFound for an archive in which nothing has a name, or nothing is for the
+        platforms that are wanted. What is for others gets no name either: its content is not kept."""
         report(Progress("Importing"))
         async with self.stores.leased(scope) as leased:
             pieces = threaded(source.pieces, asyncio.get_running_loop())
-            index, entries = await importer.read_archive(
-                self.stores.content, leased, pieces, compressed=not source.media_type
+            index, found = await importer.read_archive(
+                self.stores.content,
+                leased,
+                pieces,
+                compressed=not source.media_type,
+                compress=source.force_compress,
             )
-            wanted = [*naming.names_of_root(end, index)]
+            entries = await self._keep(leased, index, found, end)
+            named = [*naming.names_of_root(end, index)]
             for entry in entries:
-                wanted += naming.names_in_archive(end, entry)
+                named += naming.names_in_archive(end, entry)
             for platform, target in Unpacks.of(end.unpacks, self.targets).matched:
                 for entry in {entry.digest: entry for entry in entries}.values():
                     await self._unpack(leased, entry, platform, target)
-            images = await naming.store(self.stores.images, leased, wanted)
+            images = await naming.store(self.stores.images, leased, named)
         for image in images:
             report(Progress("saved", image.name, descriptor=image.target))
         report(Progress("Completed import"))
         return images
+
+    async def _keep(
+        self, scope: Scope, index: Descriptor, found: Sequence[DescriptorDocument], end: StoreEnd
+    ) -> list[Descriptor]:
+        """The entries of an archive's index that are wanted, with all that is wanted of them kept under the index.
+
+        Raises NotFound, naming what there is, where the archive has images and none for the platforms asked for.
+        """
+        platforms = () if end.all_metadata else end.platforms
+        wanted = []
+        for entry, fits in select.choose(found, platforms, end.manifest_limit):
+            target = entry.noun()
+            if fits and (
+                await children.label(self.stores.content, scope, target, platforms, end.manifest_limit) or not platforms
+            ):
+                wanted.append(target)
+        if found and not wanted:
+            has = {str(entry.platform.noun()): None for entry in found if entry.platform is not None}
+            shown = f" (has {', '.join(has)})" if has else ""
+            raise NotFound(f"archive: no image for {' or '.join(map(str, platforms))}{shown}")
+        labels = children.labels_for(entry.noun() for entry in found)
+        if labels:
+            update = ContentInfo(index.digest, 0, labels=labels)
+            await self.stores.content.update(scope, update, [f"labels.{key}" for key in labels])
+        return wanted
 
     async def export_archive(self, scope: Scope, source: StoreEnd, end: ExportEnd, report: Report) -> None:
         """Returns when the client has taken the whole archive, as far as it tells."""
