@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import oci_runtime
 from google.protobuf.message import Message
 
 from orlop.api.types.runc.options import oci_pb2
@@ -99,7 +100,10 @@ def spec_of(rootfs: Path, id: str, args: tuple[str, ...]) -> bytes:
                 "cwd": "/",
             },
             "root": {"path": str(rootfs)},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            ],
             "linux": {"cgroupsPath": f"/orlop-test/{id}", "namespaces": [{"type": kind} for kind in kinds]},
         }
     ).encode()
@@ -114,6 +118,7 @@ async def world(
     if not image.exists():
         (image / "bin").mkdir(parents=True)
         (image / "proc").mkdir()
+        (image / "dev").mkdir()
         shutil.copy("/bin/busybox", image / "bin/busybox")
     settings = ShimSettings(
         grpc_address=str(directory / "grpc"),
@@ -124,7 +129,7 @@ async def world(
     events, records = Recorder(), containers or Containers()
     bundles = Bundles(directory / "state", directory / "root")
     shims = ShimManager(bundles, ShimBinaries(), settings, events, forks or NoForks(), Limits())
-    tasks = TaskManager(records, None, shims)  # type: ignore[arg-type]
+    tasks = TaskManager(records, None, shims, oci_runtime.chosen())  # type: ignore[arg-type]
     await tasks.load_existing()
     try:
         yield World(tasks, shims, records, events, directory)

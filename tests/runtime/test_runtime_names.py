@@ -12,13 +12,8 @@ from orlop.api.runtime.bootstrap.v1 import bootstrap_pb2
 from orlop.errors import OrlopError, Unknown
 from orlop.runtime.bootstrap import parse_answer
 from orlop.runtime.bundle import Bootstrap
-from orlop.runtime.host import CgroupMode, OciRuntime, cgroup_mode, detect
 from orlop.runtime.names import ShimBinaries, binary_name
 from orlop.runtime.shims import group_of, socket_path
-
-V1 = "30 20 0:26 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n"
-V2_BESIDE = "31 20 0:27 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
-V2 = "31 20 0:27 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
 
 
 @pytest.mark.parametrize(
@@ -57,32 +52,6 @@ def test_an_absolute_path_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_runtimes_of_our_own_shim_are_forked_unless_configured_otherwise() -> None:
     assert ShimBinaries().resolve("io.containerd.runc.v2").builtin
     assert not ShimBinaries(("io.containerd.orlop.v2",)).resolve("/bin/true").builtin
-
-
-@pytest.mark.parametrize(
-    ("table", "mode"),
-    [(V1, CgroupMode.LEGACY), (V1 + V2_BESIDE, CgroupMode.HYBRID), (V2, CgroupMode.UNIFIED)],
-)
-def test_the_cgroup_mode_is_read_from_the_mounts(table: str, mode: CgroupMode) -> None:
-    assert cgroup_mode(table) is mode
-
-
-def test_crun_is_taken_where_it_works_and_its_refusal_has_a_reason() -> None:
-    found = {"crun": "/usr/bin/crun"}.get
-    assert detect(V2, found, lambda _: "").name == "crun"
-    assert detect(V1, found, lambda _: "").name == "crun"
-    hybrid = detect(V1 + V2_BESIDE, found, lambda _: "")
-    assert (hybrid.name, "hybrid" in hybrid.reason) == ("runc", True)
-    assert detect(V2, lambda _: None) == OciRuntime("runc", "crun is not installed")
-    assert detect(V2, found, lambda _: "exit status 1") == OciRuntime("runc", "exit status 1")
-
-
-@pytest.mark.parametrize(
-    ("version", "name"),
-    [("1.0.2", "crun"), ("1.1.0", "crun"), ("1.2.0", "runc"), ("2.0.0", "runc"), ("1.0.2-dev", "crun"), ("x", "crun")],
-)
-def test_a_spec_newer_than_crun_knows_goes_to_runc(version: str, name: str) -> None:
-    assert OciRuntime("crun").for_spec(json.dumps({"ociVersion": version}).encode()) == name
 
 
 def test_an_answer_has_three_forms() -> None:

@@ -1,4 +1,4 @@
-"""A shim from a fork server of the test's own, driven over ttrpc without a daemon, with the real runc."""
+"""A shim from a fork server of the test's own, driven over ttrpc without a daemon, with the real OCI runtime."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import oci_runtime
 from google.protobuf.empty_pb2 import Empty
 
 from orlop.api.runtime.task.v3 import shim_pb2 as api
@@ -53,6 +54,7 @@ class Shim:
         rootfs = self.bundle / "rootfs" / "bin"
         rootfs.mkdir(parents=True)
         shutil.copy("/bin/busybox", rootfs / "busybox")
+        (self.bundle / "rootfs" / "dev").mkdir()  # crun does not make it
         for name in ("sh", "cat", "sleep", "echo", "true", "stty"):
             (rootfs / name).symlink_to("busybox")
         spec: dict[str, Any] = {
@@ -82,7 +84,7 @@ class Shim:
                 },
             ]
         (self.bundle / "config.json").write_text(json.dumps(spec))
-        options = Options(root=str(self.path / "runc"))
+        options = Options(root=str(self.path / "runc"), binary_name=oci_runtime.chosen().name)
         request: dict[str, Any] = {"bundle": str(self.bundle), "terminal": terminal, **fields}
         request["options"] = {"type_url": Options.DESCRIPTOR.full_name, "value": options.SerializeToString()}
         return await self.call("Create", **request)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import busybox_image
+import oci_runtime
 
 IMAGE = busybox_image.NAME
 
@@ -33,6 +34,10 @@ class Daemon:
     def start(self) -> None:
         """Starts the daemon and waits until it answers."""
         log = (self.work / "log").open("ab")
+        if (text := oci_runtime.configuration()) and "--config" not in self.arguments:
+            config = self.work / "oci-runtime.toml"
+            config.write_text(text)
+            self.arguments += ["--config", str(config)]
         self.process = subprocess.Popen(
             [
                 Path(sys.executable).parent / "orlopd",

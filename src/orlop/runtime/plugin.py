@@ -28,6 +28,8 @@ class TaskConfig(msgspec.Struct, kw_only=True):
     platforms: list[str] = []
     builtin: list[str] = msgspec.field(default_factory=lambda: list(BUILTIN))
     """The runtimes that our own shim serves; every other one is executed as a shim binary."""
+    oci_runtime: str = "auto"
+    """The OCI runtime of containers that name none: a program, or `auto` for crun where it works, else runc."""
 
 
 class RestartConfig(msgspec.Struct, kw_only=True):
@@ -94,8 +96,10 @@ async def _tasks(context: InitContext) -> Any:
     metadata = context.get(PluginType.METADATA)
     shims = context.get(PluginType.SHIM)
     shims.binaries = ShimBinaries(tuple(config.builtin))
-    mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    runtime = await asyncio.to_thread(host.detect, mountinfo)
+    runtime = await asyncio.to_thread(host.detect, config.oci_runtime or host.AUTOMATIC)
+    context.meta.exports["oci-runtime"] = str(runtime)
+    if runtime.reason:
+        context.meta.exports["oci-runtime_why"] = runtime.reason
     context.meta.platforms = [platform.host()]
     context.meta.exports["log-uri-schemes"] = "fifo,binary,binary-v2,file"
     runtime_root = str(context.daemon.state / "runc")

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
 
 from orlop import faults
 from orlop.api.runtime.task.v3 import shim_pb2
@@ -33,9 +32,18 @@ from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host, idmaps
 from orlop.runtime.bundle import Bundle
-from orlop.runtime.checkpoint import CHECKPOINT_TYPE, store_checkpoint, unpack_checkpoint
+from orlop.runtime.checkpoint import store_checkpoint, unpack_checkpoint
 from orlop.runtime.host import OciRuntime
 from orlop.runtime.names import ShimBinary, binary_name
+from orlop.runtime.options import (
+    RUNC_OPTIONS,
+    Defaults,
+    OciRuntimes,
+    checkpoint_options,
+    parse,
+    restore_path,
+    runc_options,
+)
 from orlop.runtime.owner import Owner
 from orlop.runtime.rootfs import RootMounts
 from orlop.runtime.shim import Shim
@@ -48,15 +56,6 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that a daemon that ends waits for deletions under way."""
-
-RUNC_OPTIONS = oci_pb2.Options.DESCRIPTOR.full_name
-CHECKPOINT_OPTIONS = oci_pb2.CheckpointOptions.DESCRIPTOR.full_name
-
-
-class OciRuntimes(Protocol):
-    """The choice of the OCI runtime, made once for the host."""
-
-    def for_spec(self, spec: bytes | None) -> str: ...
 
 
 class Sandboxes(Protocol):
@@ -79,8 +78,7 @@ class TaskManager:
         self._containers = containers
         self._content = content
         self._shims = shims
-        self._runtime = runtime or OciRuntime("runc")
-        self._runtime_root = runtime_root
+        self._defaults = Defaults(runtime or OciRuntime("runc"), runtime_root)
         self._mounts = RootMounts(mounts)
         self.sandboxes: Sandboxes | None = None
         """Set where there is a sandbox controller."""
@@ -89,8 +87,7 @@ class TaskManager:
 
     async def create(self, scope: Scope, new: NewTask) -> int:
         container = await self._containers.get(scope, new.container_id)
-        options = _runc_options(new.options, container.runtime.name)
-        restore = _restore_path(new, options)
+        restore = restore_path(new, runc_options(new.options, container.runtime.name))
         old = self._shims.find(scope.namespace, container.id)
         if old is not None and old.dead:
             await old.buried.wait()
@@ -117,7 +114,8 @@ class TaskManager:
             raise error.within("failed to start shim") from None
         options = new.options if new.options is not None and new.options.value else container.runtime.options
         if made.binary.builtin:
-            options = self._with_defaults(options, spec)
+            restores = bool(restore) or new.checkpoint is not None
+            options, spec = self._defaults.applied(options, spec, restores=restores)
         await self._refuse_mapped_mounts(new.runtime_path or container.runtime.name, options, spec)
         making = asyncio.to_thread(self._shims.bundles.create, scope.namespace, container.id, spec)
         made.making = self._owner.start(making, f"bundle of {container.id}")
@@ -168,24 +166,6 @@ class TaskManager:
             return None
         shim = self.sandboxes.find(scope.namespace, container.sandbox)
         return shim if shim is not None and shim.bootstrap.version >= contract.MAX_VERSION else None
-
-    def _with_defaults(self, options: Typed | None, spec: bytes | None) -> Typed | None:
-        """The options with the runtime for this host, and its state below ours, where they name none.
-
-        Two daemons that shared the runtime's state directory would collide on equal ids.
-        """
-        if options is not None and options.value and options.type_name != RUNC_OPTIONS:
-            return options
-        filled = oci_pb2.Options()
-        if options is not None:
-            try:
-                filled.ParseFromString(options.value)
-            except DecodeError:
-                return options
-        if not filled.binary_name:
-            filled.binary_name = self._runtime.for_spec(spec)
-        filled.root = filled.root or self._runtime_root
-        return common.pack(filled)
 
     async def _refuse_mapped_mounts(self, runtime: str, options: Typed | None, spec: bytes | None) -> None:
         """Raises FailedPrecondition if `spec` has mounts with mapped ids and the runtime would pass over that."""
@@ -326,9 +306,7 @@ class TaskManager:
     async def checkpoint(self, scope: Scope, container_id: str, options: Typed | None) -> list[Descriptor]:
         container = await self._containers.get(scope, container_id)
         shim = await self._shim(scope, container_id)
-        parsed = oci_pb2.CheckpointOptions()
-        if options is not None and (options.type_name != CHECKPOINT_OPTIONS or not _parse(parsed, options.value)):
-            raise Unknown(f"invalid task checkpoint option for {container.runtime.name}")
+        parsed = checkpoint_options(options, container.runtime.name)
 
         async def write(path: str) -> None:
             request = shim_pb2.CheckpointTaskRequest(id=container_id, path=path, options=common.any_of(options))
@@ -380,13 +358,13 @@ class TaskManager:
             return await contract.info(binary.path, options, self._shims.settings)
         parsed = oci_pb2.Options()
         if options is not None and options.value and options.type_name == RUNC_OPTIONS:
-            _parse(parsed, options.value)
+            parse(parsed, options.value)
         answer = introspection_pb2.RuntimeInfo(
             name=binary_name(runtime) or runtime,
             version=introspection_pb2.RuntimeVersion(version=self._shims.settings.version),
             options=request.options if request.HasField("options") else None,
         )
-        document = await asyncio.to_thread(host.features, parsed.binary_name or self._runtime.for_spec(None))
+        document = await asyncio.to_thread(host.features, parsed.binary_name or self._defaults.runtime.for_spec(None))
         if document is not None:
             answer.features.type_url = FEATURES_URL
             answer.features.value = document
@@ -454,35 +432,6 @@ class _Made:
                 await self.unpacking
             if self.starting is not None:
                 self.shim = await self.starting
-
-
-def _runc_options(options: Typed | None, runtime: str) -> oci_pb2.Options:
-    parsed = oci_pb2.Options()
-    if options is not None and (options.type_name != RUNC_OPTIONS or not _parse(parsed, options.value)):
-        raise Unknown(f"invalid task create option for {runtime}")
-    return parsed
-
-
-def _restore_path(new: NewTask, options: oci_pb2.Options) -> str:
-    """The directory of a checkpoint that the caller names; empty for none, and where it is content."""
-    if options.criu_image_path:
-        return options.criu_image_path
-    if new.checkpoint is None:
-        return ""
-    path = new.checkpoint.annotations.get("RestoreFromPath", "")
-    if path:
-        return path
-    if new.checkpoint.media_type != CHECKPOINT_TYPE:
-        raise Unknown(f'unsupported checkpoint type "{new.checkpoint.media_type}"')
-    return ""
-
-
-def _parse(message: oci_pb2.Options | oci_pb2.CheckpointOptions, value: bytes) -> bool:
-    try:
-        message.ParseFromString(value)
-    except DecodeError:
-        return False
-    return True
 
 
 def _filter(texts: Sequence[str]) -> filters.Filter:

@@ -270,6 +270,7 @@ class Container:
     async def update(self, resources: bytes) -> None:
         async with self._runtime_lock:
             self._refuse("update", self.init)
+            _refuse_other_than_object(resources)
             await self.runtime.update(self.id, resources)
 
     async def pids(self) -> list[int]:
@@ -388,6 +389,16 @@ class ExecProcess(Process):
     def close_stdin(self) -> None:
         self.input_ended = True
         super().close_stdin()
+
+
+def _refuse_other_than_object(resources: bytes) -> None:
+    """Raises Unknown; crun would take them for no resources at all."""
+    try:
+        found = json.loads(resources)
+    except ValueError as error:
+        raise Unknown(f"resources are no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Unknown(f"resources are no JSON object but a {type(found).__name__}")
 
 
 @functools.cache

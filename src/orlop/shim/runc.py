@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orlop.errors import DeadlineExceeded, Unknown
-from orlop.shim import files, loop
+from orlop.shim import hybrid, loop, runtime_log
 from orlop.shim.reaper import Reaper
 
 DEFAULT_ROOT = "/run/containerd/runc"
@@ -23,7 +23,6 @@ DEADLINE = 120.0
 """Seconds that one command of the runtime may take."""
 
 _OUTPUT_LIMIT = 4 << 20
-_LOG_LIMIT = 1 << 20
 
 
 class RuntimeFailure(Unknown):
@@ -59,7 +58,7 @@ class Runtime:
             arguments.append("--no-pivot")
         if no_new_keyring:
             arguments.append("--no-new-keyring")
-        await self._told("OCI runtime create failed", [*arguments, id], files)
+        await self._told("OCI runtime create failed", [*arguments, id], files, creates=True)
 
     async def restore(
         self,
@@ -77,12 +76,15 @@ class Runtime:
         arguments = ["restore", "--image-path", image_path]
         if work_path:
             arguments += ["--work-path", work_path]
-        arguments += ["--detach", "--pid-file", pid_file, "--bundle", bundle, "--no-subreaper"]
+        arguments += ["--detach", "--pid-file", pid_file, "--bundle", bundle]
+        if not self._is_crun:  # it never is one
+            arguments.append("--no-subreaper")
         if console_socket:
             arguments += ["--console-socket", console_socket]
         if no_pivot:
             arguments.append("--no-pivot")
-        await replace(self, environment=environment)._told("OCI runtime restore failed", [*arguments, id], files)
+        runtime = replace(self, environment=environment)
+        await runtime._told("OCI runtime restore failed", [*arguments, id], files, creates=True)
 
     async def start(self, id: str) -> None:
         await self._told("OCI runtime start failed", ["start", id])
@@ -126,13 +128,18 @@ class Runtime:
         answer: dict[str, Any] = json.loads(await self._run(["features"], bare=True))
         return answer
 
-    async def _told(self, prefix: str, arguments: Sequence[str], files: Mapping[int, int] | None = None) -> bytes:
+    async def _told(
+        self, prefix: str, arguments: Sequence[str], files: Mapping[int, int] | None = None, *, creates: bool = False
+    ) -> bytes:
         """Runs a command; its failure is told as `prefix` and the last error of the log."""
-        seen = _size(self.log)
+        seen = runtime_log.size(self.log)
         try:
-            return await self._run(arguments, files=files)
+            return await self._run(arguments, files=files, creates=creates)
         except RuntimeFailure as error:
-            raise Unknown(f"{prefix}: {_last_error(self.log, seen) or error}") from error
+            said = runtime_log.last_error(self.log, seen)
+            if self._is_crun:
+                said = runtime_log.in_runcs_words(said)
+            raise Unknown(f"{prefix}: {said or error}") from error
 
     async def _run(
         self,
@@ -141,6 +148,7 @@ class Runtime:
         files: Mapping[int, int] | None = None,
         stdin: bytes | None = None,
         bare: bool = False,
+        creates: bool = False,
     ) -> bytes:
         argv = [self.binary]
         if not bare:
@@ -157,7 +165,8 @@ class Runtime:
             if stdin is not None:
                 given[0] = _memory_file(stack, stdin)
             try:
-                child = self.reaper.spawn(argv, self.environment, given)
+                with self._view(creates):
+                    child = self.reaper.spawn(argv, self.environment, given)
             except OSError as error:
                 raise RuntimeFailure(f'exec: "{self.binary}": {os.strerror(error.errno or 0).lower()}') from error
             if output is not None:
@@ -174,11 +183,23 @@ class Runtime:
             text = output.finish() if output is not None else b""
         if ended.status != 0:
             said = text.decode("utf-8", "replace").strip()
+            if self._is_crun:
+                said = runtime_log.in_runcs_words(said)
             raise RuntimeFailure(
                 f"{os.path.basename(self.binary)} did not terminate successfully: exit status {ended.status}"
                 + (f": {said}" if said else "")
             )
         return text
+
+    @property
+    def _is_crun(self) -> bool:
+        return os.path.basename(self.binary) == "crun"
+
+    def _view(self, creates: bool) -> contextlib.AbstractContextManager[None]:
+        """The mounts that the runtime is to see when it starts."""
+        if creates and self._is_crun and hybrid.has_controllers():
+            return hybrid.without_controllers()
+        return contextlib.nullcontext()
 
 
 class _Output:
@@ -226,26 +247,3 @@ def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
     os.write(descriptor, content)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _last_error(path: str, offset: int) -> str:
-    """The last message of level error that was logged after `offset`."""
-    try:
-        lines = files.read(path, _LOG_LIMIT, max(offset, _size(path) - _LOG_LIMIT)).splitlines()
-    except FileNotFoundError:
-        return ""
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("level") == "error":
-            return str(entry.get("msg", "")).strip()
-    return ""
