@@ -331,3 +331,49 @@ async def test_an_ingest_that_a_client_has_open_is_waited_for(tmp_path: Path) ->
             pass
         await pulling
         assert blob not in world.registry.fetched
+
+
+async def test_a_docker_manifest_that_does_not_say_what_its_config_is_is_rewritten(tmp_path: Path) -> None:
+    async with pull_world(tmp_path) as world:
+        config = {"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": [digests.of(LAYERS[0])]}}
+        registry = world.registry
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": media.DOCKER_MANIFEST,
+            "layers": [registry.put(BLOBS[0], media.DOCKER_LAYER_GZIP)],
+            "config": registry.put(encoded(config), "application/octet-stream"),
+            "annotations": {"b": "<&>\u2028é", "a": "1"},
+            "unknown": 1,
+        }
+        registry.serve(registry.put(encoded(manifest), media.DOCKER_MANIFEST))
+        await world.pull()
+        await world.snapshots.stat(NS, "native", digests.of(LAYERS[0]))
+        image = await world.images.get(NS, REFERENCE)
+        reader = await world.content.open_reader(NS, image.target.digest)
+        config_digest, layer_digest = manifest["config"]["digest"], manifest["layers"][0]["digest"]
+        assert (
+            (await reader.read(0, reader.size)).decode()
+            == f"""{{
+   "schemaVersion": 2,
+   "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+   "config": {{
+      "mediaType": "application/vnd.docker.container.image.v1+json",
+      "digest": "{config_digest}",
+      "size": {len(encoded(config))}
+   }},
+   "layers": [
+      {{
+         "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+         "digest": "{layer_digest}",
+         "size": {len(BLOBS[0])}
+      }}
+   ],
+   "annotations": {{
+      "a": "1",
+      "b": "\\u003c\\u0026\\u003e\\u2028é"
+   }}
+}}"""
+        )
+        await reader.close()
+        assert set((await world.labels(image.target.digest)).values()) == {config_digest, layer_digest}
+        assert await world.leases.list(NS) == []

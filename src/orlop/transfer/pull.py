@@ -27,7 +27,7 @@ from orlop.core.scope import Scope
 from orlop.core.transfer import Progress, RegistryEnd, Report, StoreEnd
 from orlop.core.verifier import ImageVerifier
 from orlop.errors import InvalidArgument, NotFound, OrlopError, Unimplemented, Unknown
-from orlop.images import children, documents, select, unpack
+from orlop.images import children, documents, legacy_manifest, select, unpack
 from orlop.transfer import naming, progress
 from orlop.transfer.arrival import Arrival
 from orlop.transfer.fetch import Fetches, Origin
@@ -69,7 +69,7 @@ class Puller:
                 bringing = _Pull(self, origin, end, Unpacks.of(end.unpacks, self.targets), tracker)
                 try:
                     async with tracker.running():
-                        await bringing.run(target)
+                        target = await bringing.run(target)
                     images = await naming.store(self.stores.images, leased, naming.names_of_root(end, target))
                 except BaseException:
                     await asyncio.shield(self._keep(bringing))
@@ -127,9 +127,12 @@ class _Pull:
     images: int = 0
     others: dict[str, None] = field(default_factory=dict)
     """Platforms that the index has and that are not wanted."""
+    legacy: set[str] = field(default_factory=set)
+    """Manifests that do not say what their config is."""
 
-    async def run(self, target: Descriptor) -> None:
-        """Raises NotFound, naming what there is, if nothing in `target` is for the platforms that are wanted."""
+    async def run(self, target: Descriptor) -> Descriptor:
+        """Returns what the image is to point at. Raises NotFound, naming what there is, if nothing in `target` is for
+        the platforms that are wanted."""
         self.tracker.add(target)
         async with group_of_tasks() as group:
             await self._document(group, target, 0, with_layers=True)
@@ -137,6 +140,9 @@ class _Pull:
             wanted = " or ".join(map(str, self.end.platforms)) or "any platform"
             has = f" (has {', '.join(self.others)})" if self.others else ""
             raise NotFound(f"{self.origin.reference}: no manifest for {wanted}{has}")
+        if target.digest in self.legacy:
+            return await legacy_manifest.rewrite(self.puller.stores.content, self.origin.scope, target)
+        return target
 
     async def keep(self) -> None:
         scope = self.origin.scope
@@ -162,9 +168,12 @@ class _Pull:
         content, scope = self.puller.stores.content, self.origin.scope
         if media.is_manifest(target.media_type):
             manifest = await documents.read_manifest(content, scope, target)
-            layers = [layer.noun() for layer in manifest.layers]
-            await self._label(target, [manifest.config.noun(), *layers])
-            group.create_task(self._image(target, manifest.config.noun(), layers, with_layers=with_layers))
+            config, layers = manifest.config.noun(), [layer.noun() for layer in manifest.layers]
+            if legacy_manifest.is_legacy(target, config):
+                config = replace(config, media_type=media.DOCKER_CONFIG)
+                self.legacy.add(target.digest)
+            await self._label(target, [config, *layers])
+            group.create_task(self._image(target, config, layers, with_layers=with_layers))
             self.images += with_layers
             return
         index = await documents.read_index(content, scope, target)
