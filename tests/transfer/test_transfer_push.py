@@ -14,12 +14,15 @@ from transfer_world import AMD64, ARM64, REFERENCE, PullWorld, Registry, layer_o
 from orlop.core import digest as digests
 from orlop.core import media
 from orlop.core.content import ContentInfo
+from orlop.core.descriptor import Descriptor
+from orlop.core.platform import Platform
 from orlop.core.transfer import RegistryEnd, StoreEnd
-from orlop.errors import NotFound
+from orlop.errors import NotFound, Unknown
 from orlop.transfer.push import REFERRER, Pusher
 
 LAYERS = [layer_of("a", 5000), layer_of("b", 70_000)]
 BLOBS = [digests.of(gzip.compress(layer, mtime=0)) for layer in LAYERS]
+S390X = Platform("linux", "s390x")
 OTHER = "registry.example/other:2"
 
 
@@ -60,7 +63,39 @@ async def test_one_platform_of_an_index_is_pushed_as_its_manifest(tmp_path: Path
         assert to.tagged == [one["digest"]]
         assert set(BLOBS) < set(to.blobs)
         with pytest.raises(NotFound, match=r"no manifest for linux/s390x \(has linux/amd64, linux/arm64\)"):
-            await _push(world, platforms=[type(AMD64)("linux", "s390x")])
+            await _push(world, platforms=[S390X])
+
+
+async def test_a_platform_that_is_not_here_is_named(tmp_path: Path) -> None:
+    async with pull_world(tmp_path) as world:
+        one, two = world.registry.image(LAYERS), world.registry.image([layer_of("x")], ARM64)
+        world.registry.serve(world.registry.index(one, two))
+        await world.pull(platforms=[AMD64])
+        with pytest.raises(
+            NotFound, match=rf'"{REFERENCE}": what it has for linux/arm64 is not here .*{two["digest"]}'
+        ):
+            await _push(world)
+
+
+class Strict(Registry):
+    """Refuses an index that names what it does not have, as most registries do."""
+
+    async def tag(self, descriptor: Descriptor, open_reader: Any) -> None:
+        raise Unknown("unexpected status: 400 Bad Request: MANIFEST_BLOB_UNKNOWN")
+
+
+async def test_a_part_of_an_index_that_the_registry_refuses_is_told_as_such(tmp_path: Path) -> None:
+    async with pull_world(tmp_path) as world:
+        images = [world.registry.image([layer_of(str(one))], one) for one in (AMD64, ARM64, S390X)]
+        world.registry.serve(world.registry.index(*images))
+        await world.pull(unpack=False)
+        pusher = Pusher(world.stores, Strict(reference=OTHER), asyncio.Semaphore(3))
+        source = StoreEnd(REFERENCE, platforms=[AMD64, ARM64])
+        with pytest.raises(Unknown, match=r"index without linux/s390x, which .*: .*MANIFEST_BLOB_UNKNOWN"):
+            await pusher.push(NS, source, RegistryEnd(OTHER), world.told.append)
+        source = StoreEnd(REFERENCE)
+        with pytest.raises(Unknown, match=r"^unexpected status"):
+            await pusher.push(NS, source, RegistryEnd(OTHER), world.told.append)
 
 
 async def test_layers_that_may_not_be_handed_out_stay(tmp_path: Path) -> None:
@@ -93,7 +128,9 @@ async def test_a_blob_that_the_registry_has_need_not_be_here(tmp_path: Path) -> 
         world.registry.serve(world.registry.image(LAYERS))
         await world.pull()
         await world.content.delete(NS, BLOBS[0])
-        with pytest.raises(NotFound):
+        with pytest.raises(
+            NotFound, match=rf'"{REFERENCE}": {media.OCI_LAYER_GZIP.replace("+", ".")} is not here: .*{BLOBS[0]}'
+        ):
             await _push(world)
         pusher = Pusher(world.stores, world.registry, asyncio.Semaphore(3))
         await pusher.push(NS, StoreEnd(REFERENCE), RegistryEnd(REFERENCE), world.told.append)

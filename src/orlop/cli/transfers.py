@@ -114,7 +114,7 @@ async def push(
         source = StoreEnd(image.name, platforms=wanted)
         async with client.lease() as scope:
             await client.transfer.push(scope, source, RegistryEnd(full, options), told)
-    click.echo(full if quiet else f"{full}  {image.target.digest}")
+    click.echo(full if quiet else f"{full}  {told.root or image.target.digest}")
     return 0
 
 
@@ -139,10 +139,14 @@ class _Told:
         self._display = display
         self._unpacks = unpacks
         self.extracted = False
+        self.root = ""
+        """The digest of what has a name now; of an index a single manifest may have gone."""
         display.say(f"{verb} {name}")
 
     def __call__(self, told: Progress) -> None:
         layer = told.descriptor
+        if layer is not None and told.event.startswith("Completed push"):
+            self.root = layer.digest
         if layer is None or not media.is_layer(layer.media_type):
             return
         self.extracted |= told.event == "extracted"

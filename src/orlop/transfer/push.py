@@ -14,7 +14,7 @@ from orlop.core.reference import Reference
 from orlop.core.registry import Registries, Repository
 from orlop.core.scope import Scope
 from orlop.core.transfer import Progress, RegistryEnd, Report, StoreEnd
-from orlop.errors import InvalidArgument, NotFound
+from orlop.errors import InvalidArgument, NotFound, Unknown
 from orlop.images import children, documents, select
 from orlop.transfer import progress
 from orlop.transfer.fetch import SOURCE
@@ -77,6 +77,10 @@ class _Push:
     tracker: Tracker
     going: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """By digest, so that nothing goes out twice however often it is named."""
+    platforms: dict[str, str] = field(default_factory=dict)
+    """What each manifest is for, by digest, as far as indexes say."""
+    left: dict[str, None] = field(default_factory=dict)
+    """Platforms of indexes that are not pushed."""
 
     async def run(self, target: Descriptor) -> None:
         self.tracker.add(target)
@@ -98,10 +102,20 @@ class _Push:
                     group.create_task(_finished(task))
         if is_root:
             self.tracker.move(target, lambda: 0)
-            await self.repository.tag(target, lambda: self._open(target))
+            await self._tag(target)
             self.tracker.finish(target, progress.COMPLETE)
         else:
             await self._upload(target)
+
+    async def _tag(self, target: Descriptor) -> None:
+        try:
+            await self.repository.tag(target, lambda: self._open(target))
+        except (Unknown, NotFound) as error:
+            if not self.left:
+                raise
+            raise error.within(
+                f"the index without {', '.join(self.left)}, which most registries refuse (push all platforms, or one)"
+            ) from error
 
     async def _child(self, child: Descriptor, depth: int, above: Sequence[str]) -> None:
         if media.is_manifest(child.media_type) or media.is_index(child.media_type):
@@ -128,16 +142,34 @@ class _Push:
 
     async def _children(self, target: Descriptor) -> list[Descriptor]:
         content = self.pusher.stores.content
-        if media.is_manifest(target.media_type):
-            manifest = await documents.read_manifest(content, self.scope, target)
-            below = [layer.noun() for layer in manifest.layers] + [manifest.config.noun()]
-        elif media.is_index(target.media_type):
-            index = await documents.read_index(content, self.scope, target)
-            chosen = select.choose(index.manifests, self.source.platforms)
-            below = [entry.noun() for entry, fits in chosen if fits]
-        else:
-            raise InvalidArgument(f"{target.digest}: {target.media_type!r} is neither a manifest nor an index")
+        try:
+            if media.is_manifest(target.media_type):
+                manifest = await documents.read_manifest(content, self.scope, target)
+                below = [layer.noun() for layer in manifest.layers] + [manifest.config.noun()]
+            elif media.is_index(target.media_type):
+                below = self._chosen(await documents.read_index(content, self.scope, target))
+            else:
+                raise InvalidArgument(f"{target.digest}: {target.media_type!r} is neither a manifest nor an index")
+        except NotFound as error:
+            raise self._absent(target, error) from error
         return below + await self._referrers(target)
+
+    def _chosen(self, index: documents.Index) -> list[Descriptor]:
+        below = []
+        for entry, fits in select.choose(index.manifests, self.source.platforms):
+            if entry.platform is not None:
+                self.platforms[entry.digest] = str(entry.platform.noun())
+            if fits:
+                below.append(entry.noun())
+            else:
+                self.left[self.platforms.get(entry.digest, entry.digest)] = None
+        return below
+
+    def _absent(self, target: Descriptor, error: NotFound) -> NotFound:
+        platform = self.platforms.get(target.digest)
+        what = f"what it has for {platform}" if platform else target.media_type
+        hint = " (name the platforms to push)" if platform else ""
+        return NotFound.verbatim(f'image "{self.source.name}": {what} is not here{hint}: {error}')
 
     async def _referrers(self, target: Descriptor) -> list[Descriptor]:
         content = self.pusher.stores.content
@@ -152,7 +184,10 @@ class _Push:
         return found
 
     async def _open(self, descriptor: Descriptor) -> Reader:
-        return await self.pusher.stores.content.open_reader(self.scope, descriptor.digest)
+        try:
+            return await self.pusher.stores.content.open_reader(self.scope, descriptor.digest)
+        except NotFound as error:
+            raise self._absent(descriptor, error) from error
 
     async def _elsewhere(self, descriptor: Descriptor) -> list[str]:
         """Other repositories of the same registry that the blob came from."""
