@@ -18,7 +18,7 @@ from isal import igzip_lib
 from orlop.errors import ResourceExhausted, Unknown
 from orlop.layers.stream import ByteStream, unexpected_end
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 """No decompressed piece is longer than this."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
