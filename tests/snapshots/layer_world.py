@@ -136,9 +136,9 @@ def mounted_below(directory: Path) -> list[str]:
 
 
 @contextmanager
-def layered(root: Path, temporary: TemporaryMounts, *, keeps: bool = True) -> Iterator[Layered]:
+def layered(root: Path, temporary: TemporaryMounts, *, keeps: bool = True, direct: bool = False) -> Iterator[Layered]:
     root.mkdir(exist_ok=True)
-    driver = OverlaySnapshotter(root / "driver", keeps_layers=keeps)
+    driver = OverlaySnapshotter(root / "driver", keeps_layers=keeps, reads_directly=direct)
     files = Files(root / "blobs")
     try:
         yield Layered(root, driver, WalkingDiffer(files, temporary, keepers=Keepers([driver])), files)  # type: ignore[arg-type]

@@ -69,4 +69,8 @@ async def test_introspection_says_which_form_layers_have_and_why(tmp_path: Path,
     assert given.meta.exports.get("layers_why", "") == refusal
     mounts = await driver.prepare("k")
     assert (driver.place(mounts) is None) == bool(refusal)
+    if not refusal:
+        buffered = probe.direct_refusal(tmp_path)
+        assert given.meta.exports["layers_direct"] == ("false" if buffered else "true")
+        assert given.meta.exports.get("layers_direct_why", "") == buffered
     await driver.close()

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from orlop.core.mount import Mount
 from orlop.errors import Unimplemented, Unknown
-from orlop.mounts import loop, mountinfo, overlay
+from orlop.mounts import erofs, loop, mountinfo, overlay
 from orlop.mounts import syscalls as sc
 from orlop.mounts.options import Options, parse
 
@@ -160,6 +160,11 @@ def _mount(mount: Mount, place: str, shown: str) -> None:
 
 
 def _first_call(mount: Mount, place: str, options: Options, data: str) -> None:
+    if mount.type == "erofs" and not options.flags & sc.MS_REMOUNT:
+        devices = [option.removeprefix("device=") for option in options.data if option.startswith("device=")]
+        others = [option for option in options.data if not option.startswith("device=")]
+        erofs.mount_image(mount.source, devices, place, flags=options.flags, data=others)
+        return
     if mount.type == "overlay" and len(os.fsencode(data)) >= _PAGE - _RESERVE:
         overlay.mount_deep(mount.source, place, options.flags, options.data)
         return

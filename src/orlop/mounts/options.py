@@ -54,6 +54,18 @@ _CLEAR = {
     "loud": sc.MS_SILENT,
 }
 
+_ATTRIBUTES = {
+    sc.MS_RDONLY: sc.MOUNT_ATTR_RDONLY,
+    sc.MS_NOSUID: sc.MOUNT_ATTR_NOSUID,
+    sc.MS_NODEV: sc.MOUNT_ATTR_NODEV,
+    sc.MS_NOEXEC: sc.MOUNT_ATTR_NOEXEC,
+    sc.MS_NOATIME: sc.MOUNT_ATTR_NOATIME,
+    sc.MS_STRICTATIME: sc.MOUNT_ATTR_STRICTATIME,
+    sc.MS_NODIRATIME: sc.MOUNT_ATTR_NODIRATIME,
+    sc.MS_NOSYMFOLLOW: sc.MOUNT_ATTR_NOSYMFOLLOW,
+}
+"""Of a mount that fsmount(2) makes, by the flags of mount(2)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -98,6 +110,11 @@ def parse(options: Iterable[str]) -> Options:
         elif option and option != "defaults":
             data.append(option)
     return Options(flags, cleared, propagation, tuple(data), loop)
+
+
+def attributes(flags: int) -> int:
+    """The attributes by which fsmount(2) knows the `flags` of mount(2); others are the file system's own."""
+    return sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
 
 
 def split_lowers(value: str) -> tuple[list[str], list[str]]:

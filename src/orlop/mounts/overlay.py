@@ -14,20 +14,10 @@ from collections.abc import Sequence
 
 from orlop.errors import Unknown
 from orlop.mounts import syscalls as sc
-from orlop.mounts.options import escape_lower, split_lowers
+from orlop.mounts.options import attributes, escape_lower, split_lowers
 
 _STRING_LIMIT = 255
 """Bytes that fsconfig(2) takes as a string; longer paths are given as descriptors (Linux 6.13)."""
-
-_ATTRIBUTES = {
-    sc.MS_RDONLY: sc.MOUNT_ATTR_RDONLY,
-    sc.MS_NOSUID: sc.MOUNT_ATTR_NOSUID,
-    sc.MS_NODEV: sc.MOUNT_ATTR_NODEV,
-    sc.MS_NOEXEC: sc.MOUNT_ATTR_NOEXEC,
-    sc.MS_NOATIME: sc.MOUNT_ATTR_NOATIME,
-    sc.MS_STRICTATIME: sc.MOUNT_ATTR_STRICTATIME,
-    sc.MS_NODIRATIME: sc.MOUNT_ATTR_NODIRATIME,
-}
 
 
 def mount_deep(source: str, target: str, flags: int, data: Sequence[str]) -> None:
@@ -51,7 +41,6 @@ def _mount_by_parts(source: str, target: str, flags: int, data: Sequence[str]) -
 
 def detached(source: str, flags: int, data: Sequence[str]) -> int:
     """A descriptor of an overlay that is mounted nowhere, and goes when that is closed. Raises OSError."""
-    attributes = sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
     with contextlib.ExitStack() as stack:
         context = sc.fsopen("overlay")
         stack.callback(os.close, context)
@@ -73,7 +62,7 @@ def detached(source: str, flags: int, data: Sequence[str]) -> int:
         if flags & sc.MS_RDONLY:
             sc.fsconfig(context, sc.FSCONFIG_SET_FLAG, "ro")
         sc.fsconfig(context, sc.FSCONFIG_CMD_CREATE)
-        return sc.fsmount(context, attributes)
+        return sc.fsmount(context, attributes(flags))
 
 
 def _set_directory(context: int, key: str, path: str) -> None:

@@ -45,6 +45,7 @@ MOUNT_ATTR_NOEXEC = 0x08
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -60,6 +61,7 @@ _FSOPEN = 430
 _FSCONFIG = 431
 _FSMOUNT = 432
 _OPENAT2 = 437
+_CACHESTAT = 451
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -123,6 +125,13 @@ def openat2(directory: int, path: str | bytes, flags: int, resolve: int) -> int:
     """openat2(2): a descriptor of `path` under the open `directory`, resolved as the RESOLVE_* flags say."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     return _check(_libc.syscall(_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+
+
+def cached_pages(fd: int) -> int:
+    """How many pages of the file `fd` are in the page cache (cachestat(2), Linux 6.5)."""
+    counts = (ctypes.c_uint64 * 5)()
+    _check(_libc.syscall(_CACHESTAT, fd, ctypes.byref((ctypes.c_uint64 * 2)()), ctypes.byref(counts), 0))
+    return counts[0]
 
 
 def _check(result: int) -> int:

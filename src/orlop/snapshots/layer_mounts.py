@@ -24,17 +24,23 @@ _log = logging.getLogger(__name__)
 
 
 class LayerMounts:
-    """Mounts below `directory`; `files` gives the index of a layer, and the files with its data.
+    """Mounts below `directory`; `files` gives the index of a layer, and the files with its data. With `direct`, these
+    may be read past their page cache, so that what containers read is not cached twice.
 
     Safe to use from several threads.
     """
 
-    def __init__(self, directory: Path, files: Callable[[int], tuple[str, Sequence[str]]]) -> None:
+    def __init__(
+        self, directory: Path, files: Callable[[int], tuple[str, Sequence[str]]], *, direct: bool = False
+    ) -> None:
         self._directory = directory
         self._files = files
+        self._direct = direct
         self._lock = threading.Lock()
         self._mounted: dict[int, int] | None = None
         """The file system's device number by layer, of what is known to be mounted; None before the first look."""
+        self._buffered: set[int] = set()
+        """Of those, the ones that are read through the page cache of their tars."""
 
     def path(self, id: int) -> str:
         return str(self._directory / str(id))
@@ -61,6 +67,11 @@ class LayerMounts:
                 if self._unmount(id):
                     del mounted[id]
 
+    def buffered(self) -> set[int]:
+        """The layers that are read through the page cache of their tars, and need not be on a mount made anew."""
+        with self._lock:
+            return self._known().keys() & self._buffered if self._direct else set()
+
     def renew(self, id: int) -> None:
         """The layer has new files: the next user mounts them, users of the old mount keep it."""
         with self._lock:
@@ -75,6 +86,8 @@ class LayerMounts:
                 parent, name = os.path.split(entry.point)
                 if parent == below and name.isdigit() and entry.type == "erofs":
                     self._mounted[int(name)] = os.makedev(*entry.device)
+                    if "directio" not in entry.super_options:
+                        self._buffered.add(int(name))
         return self._mounted
 
     def _is_mounted(self, id: int) -> bool:
@@ -85,10 +98,13 @@ class LayerMounts:
         target = self.path(id)
         os.makedirs(target, mode=0o700, exist_ok=True)
         try:
-            erofs.mount_image(index, devices, target)
+            # What has just been pulled is in memory: it is read from there, and not from the disk again.
+            direct = self._direct and not erofs.is_cached(devices)
+            erofs.mount_image(index, devices, target, direct=direct)
         except OSError as error:
             kind = DataLoss if error.errno in _DAMAGED else Unknown
             raise kind.verbatim(f"layer index {index} cannot be mounted: {reason(error)}") from error
+        (self._buffered.discard if direct else self._buffered.add)(id)
         faults.point("snapshots.layers.mounted")
         return os.stat(target).st_dev
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from orlop import faults
 from orlop.core.layer import KeptLayer, Traits
 from orlop.errors import DataLoss, Unavailable
+from orlop.mounts import erofs
 from orlop.snapshots import trees, verity
 from orlop.snapshots.directories import sync_directory
 from orlop.snapshots.layer_mounts import LayerMounts
@@ -30,11 +31,11 @@ _log = logging.getLogger(__name__)
 class Layers:
     """The layers below `root` and their mounts. Safe to use from several threads."""
 
-    def __init__(self, root: Path, records: LayerRecords) -> None:
+    def __init__(self, root: Path, records: LayerRecords, *, direct: bool = False) -> None:
         self._directory = root / "layers"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self.records = records
-        self.mounts = LayerMounts(root / "l", self.intact)
+        self.mounts = LayerMounts(root / "l", self.intact, direct=direct)
         self.replaced: Callable[[int], None] = lambda _: None
         """Is told of layers that have new files."""
         self._making: set[str] = set()
@@ -110,7 +111,8 @@ class Layers:
             faults.point("snapshots.layers.forgotten")
             # A mount whose layer stays does too: containers come and go, and with the mount its page cache would.
             with self.records.transaction():
-                self.mounts.release(lambda: {layer.id for layer in self.records.all()})
+                spare = self._spare_mounts()
+                self.mounts.release(lambda: {layer.id for layer in self.records.all()} - spare)
             faults.point("snapshots.layers.unmounted")
             with self.records.transaction():
                 names = {str(layer.id) for layer in self.records.all()} | self._making
@@ -120,6 +122,12 @@ class Layers:
                 faults.point("snapshots.layers.removed")
             if gone:
                 _log.debug("layers removed: %s", gone)
+
+    def _spare_mounts(self) -> set[int]:
+        """Mounts that nobody has now, and whose tars are in memory no more: the next ones are read directly."""
+        used = self.records.in_use()
+        idle = {layer.id: str(self.path(layer) / "tar") for layer in self.records.all() if layer.id not in used}
+        return {id for id in self.mounts.buffered() & idle.keys() if not erofs.is_cached([idle[id]])}
 
     def close(self) -> None:
         """Takes off the mounts that no active snapshot or view lies over. Safe to call again."""

@@ -41,11 +41,11 @@ _log = logging.getLogger(__name__)
 class MergedLayers:
     """Merged images below `root`, of layers that are in `layers`. Safe to use from several threads."""
 
-    def __init__(self, root: Path, layers: Layers) -> None:
+    def __init__(self, root: Path, layers: Layers, *, direct: bool = False) -> None:
         self._directory = root / "merged"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._layers = layers
-        self._mounts = LayerMounts(root / "l" / "m", self._files)
+        self._mounts = LayerMounts(root / "l" / "m", self._files, direct=direct)
         # Taken inside a transaction of the records or alone, never the other way round.
         self._lock = threading.Lock()
         self.longest_path = self._mounts.path(10**77)

@@ -36,9 +36,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
     """Snapshots below `root`. Layout: `snapshots/<id>/fs`, and `work` where the snapshot is active.
 
     `mount_options` are added to every overlay; with `keeps_layers` a differ finds a place here for layers that are
-    not unpacked (`core.layer.LayerKeeper`). With `remap_ids` a snapshot whose labels map ids is mounted so (see
-    `idmap`); without, only the owner of its top directory is what they say. Raises Unknown if the file system of
-    `root` has no d_type.
+    not unpacked (`core.layer.LayerKeeper`), and with `reads_directly` these are read past the page cache of their
+    tars. With `remap_ids` a snapshot whose labels map ids is mounted so (see `idmap`); without, only the owner of its
+    top directory is what they say. Raises Unknown if the file system of `root` has no d_type.
     """
 
     takes_images = False
@@ -51,6 +51,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         upperdir_label: bool = False,
         sync_remove: bool = False,
         keeps_layers: bool = False,
+        reads_directly: bool = False,
         remap_ids: bool = False,
     ) -> None:
         super().__init__(root, sync_remove=sync_remove)
@@ -64,8 +65,8 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._options = (*mount_options, *_kernel_options(mount_options))
         self._keeps_layers = keeps_layers
         # Also where none are kept any more: those that were are mounted still.
-        self._layers = Layers(root, LayerRecords(self._records))
-        self._merged = MergedLayers(root, self._layers)
+        self._layers = Layers(root, LayerRecords(self._records), direct=reads_directly)
+        self._merged = MergedLayers(root, self._layers, direct=reads_directly)
         self._covers = Covers(root, self._layers.records)
 
     def _fill(self, directory: str, kind: Kind, labels: Mapping[str, str], parent: int | None) -> None:

@@ -74,6 +74,7 @@ async def _overlayfs(context: InitContext) -> OverlaySnapshotter:
         context.meta.capabilities.append("remap-ids")
     if not config.slow_chown:
         context.meta.capabilities.append("only-remap-ids")
+    buffered = refusal or await asyncio.to_thread(probe.direct_refusal, root)
     driver = OverlaySnapshotter(
         root,
         remap_ids=not unmapped,
@@ -81,11 +82,15 @@ async def _overlayfs(context: InitContext) -> OverlaySnapshotter:
         upperdir_label=config.upperdir_label,
         sync_remove=config.sync_remove,
         keeps_layers=not refusal,
+        reads_directly=not buffered,
     )
     context.meta.exports["layers"] = "directories" if refusal else "indexed"
     if refusal:
         context.meta.exports["layers_why"] = refusal
     else:
+        context.meta.exports["layers_direct"] = str(not buffered).lower()
+        if buffered:
+            context.meta.exports["layers_direct_why"] = buffered
         context.meta.exports["layers_verity"] = str(await asyncio.to_thread(probe.has_verity, root)).lower()
     if not in_user_namespace():
         context.meta.capabilities.append("rebase")

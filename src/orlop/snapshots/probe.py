@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from orlop.erofs.directories import ROOT
+from orlop.erofs.writer import ImageWriter
 from orlop.mounts import erofs
 from orlop.mounts import syscalls as sc
 from orlop.mounts.mount import reason, unmount_all
 from orlop.snapshots import trees, verity
 
 _BLOCK = 512
-_SUPERBLOCK = 1024
-_DEVICES = _SUPERBLOCK + 128
+_CONTENT = b"".join(bytes((number,)) * _BLOCK for number in range(18))
+_UNEVEN = 7
 _PREFIX = "probe-"
 
 
 def refusal(root: Path) -> str:
     """Why layers below `root` cannot be mounted from indexes; empty if they can."""
     with _trial_directory(root) as directory:
-        image, device, target = (os.path.join(directory, name) for name in ("index", "tar", "mount"))
-        Path(image).write_bytes(_smallest_image())
-        Path(device).write_bytes(bytes(_BLOCK))
+        image, device = _write_image(directory)
+        target = os.path.join(directory, "mount")
         places = {name: os.path.join(directory, name) for name in ("upper", "work", "merged")}
         for path in (target, *places.values()):
             os.mkdir(path, 0o700)
@@ -43,6 +43,27 @@ def refusal(root: Path) -> str:
         except OSError as error:
             return f"the kernel lays no overlay over an EROFS image here: {reason(error)}"
     return ""
+
+
+def direct_refusal(root: Path) -> str:
+    """Why layers below `root` are not read past the page cache of their tars; empty if they can be.
+
+    The file system must take such reads at every 512 bytes: a disk with larger sectors refuses most of them, and a
+    container would be told of damage where there is none.
+    """
+    with _trial_directory(root) as directory:
+        image, device = _write_image(directory)
+        target = os.path.join(directory, "mount")
+        os.mkdir(target, 0o700)
+        try:
+            erofs.mount_image(image, (device,), target, direct=True)
+        except OSError as error:
+            return f"the kernel does not read past the page cache here: {reason(error)}"
+        try:
+            read = Path(target, "file").read_bytes()
+        except OSError as error:
+            return f"the file system is not read directly at any multiple of {_BLOCK} bytes: {reason(error)}"
+        return "" if read == _CONTENT[_BLOCK:-_UNEVEN] else "the file system reads something else directly"
 
 
 def has_verity(root: Path) -> bool:
@@ -70,14 +91,16 @@ def _trial_directory(root: Path) -> Iterator[str]:
         trees.remove(directory)
 
 
-def _smallest_image() -> bytes:
-    """An EROFS image of one extra device and an empty root directory (fs/erofs/erofs_fs.h)."""
-    inode = _DEVICES + 128
-    names = struct.pack("<QHBBQHBB", inode // 32, 24, 2, 0, inode // 32, 25, 2, 0) + b"..."
-    root = struct.pack("<HHHHIIIIHHI", 2 << 1, 0, 0o40755, 2, len(names), 0, 0, 1, 0, 0, 0) + names
-    superblock = struct.pack(
-        "<IIIBBHQQIIII16s16sIHHH",
-        *(0xE0F5E1E2, 0, 0, 9, 0, inode // 32, 1, 0, 0, 3, 0, 0, bytes(16), b"probe", 0x8, 0, 1, _DEVICES // 128),
-    )
-    image = (bytes(_SUPERBLOCK) + superblock).ljust(_DEVICES, b"\0") + struct.pack("<64sII", b"tar", 1, 0)
-    return (image.ljust(inode, b"\0") + root).ljust(3 * _BLOCK, b"\0")
+def _write_image(directory: str) -> tuple[str, str]:
+    """An index and its tar, with one file whose data begin and end within pages."""
+    image, device = os.path.join(directory, "index"), os.path.join(directory, "tar")
+    with open(image, "xb+") as index:
+        writer = ImageWriter(index.fileno())
+        target = writer.regular(0o400, 0, 0, 0, len(_CONTENT) - _BLOCK - _UNEVEN, 1)
+        writer.directories.names(ROOT)[b"file"] = target
+        writer.finish([len(_CONTENT)])
+    with open(device, "xb") as tar:
+        tar.write(_CONTENT)
+        tar.flush()
+        os.fsync(tar.fileno())
+    return image, device
