@@ -14,6 +14,7 @@ import zstandard
 from orlop.core import digest as digests
 from orlop.core.content import ContentStore
 from orlop.core.descriptor import Descriptor
+from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from orlop.layers.erofs import ErofsDiffer
@@ -43,7 +44,7 @@ class Keeper:
         finally:
             os.close(self.index)
 
-    def keep(self, diff_id: str, source: str) -> None:
+    def keep(self, diff_id: str, source: str, traits: Traits) -> None:
         self.kept = diff_id, source
 
     def current(self, mounts: Sequence[Mount]) -> Sequence[Mount]:

@@ -125,7 +125,7 @@ class Layers:
 
     def _spare_mounts(self) -> set[int]:
         """Mounts that nobody has now, and whose tars are in memory no more: the next ones are read directly."""
-        used = self.records.in_use()
+        used = set(self.records.in_use().values())
         idle = {layer.id: str(self.path(layer) / "tar") for layer in self.records.all() if layer.id not in used}
         return {id for id in self.mounts.buffered() & idle.keys() if not erofs.is_cached([idle[id]])}
 
