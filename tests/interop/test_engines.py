@@ -1,15 +1,18 @@
-"""The engine that is not the default one under the real `ctr`."""
+"""The engine that is not the default one under the real `ctr`, and what the default one does without."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import select
+import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from real_daemon import IMAGE, Archives, Daemon
+from real_registry import serve
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr]
 
@@ -63,3 +66,21 @@ def test_events_are_told(grpcio: Daemon, name: str) -> None:
             watcher.kill()
     assert name in line
     assert "/namespaces/" in line
+
+
+@pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry")
+def test_imports_and_pulls_do_not_load_grpc(
+    make_daemon: Callable[..., Daemon], archives: Archives, tmp_path: Path
+) -> None:
+    daemon = make_daemon()
+    assert daemon.process is not None
+    with serve(tmp_path / "registry") as registry:
+        remote = f"{registry.address}/app/busybox:1"
+        daemon.ctr("images", "import", archives.oci)
+        daemon.ctr("images", "tag", IMAGE, remote)
+        daemon.ctr("images", "push", "--plain-http", remote)
+        daemon.ctr("images", "rm", "--sync", remote, IMAGE)
+        daemon.ctr("images", "pull", "--plain-http", remote)
+    mapped = Path(f"/proc/{daemon.process.pid}/maps").read_text()
+    assert "apsw" in mapped
+    assert "grpc" not in mapped

@@ -1,145 +1,163 @@
-"""The fast gRPC engine: pygrpc-native, its HTTP/2 in Rust.
-
-It is used through its low-level front, without the layer that imitates grpc.aio: a call is one task of ours and nothing
-else. The front cannot take messages that a client streams; such calls, and those of methods that nobody has, it passes
-through a private unix socket to grpc.aio, which is started by the first of them.
-"""
+"""The daemon's own gRPC engine: HTTP/2 on the event loop, without a thread or a library between socket and servicer."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import threading
+import contextlib
 from collections.abc import Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Self
 
-from pygrpc_native import EVENT_CANCEL, STREAM_CLOSED, STREAM_FULL, NativeGrpcFront
+from google.protobuf.message import Message
 
-from orlop.rpc.dispatch import MAX_METADATA, MAX_STREAMS, Headers, Limits, paths, shortened
-from orlop.rpc.fallback import Fallback
+from orlop.errors import Internal, OrlopError
+from orlop.rpc.dispatch import MAX_METADATA, MAX_STREAMS, Limits, paths, shortened, unknown
+from orlop.rpc.http2.connection import Allowance, Connection
+from orlop.rpc.http2.stream import Gone, Stream
 from orlop.rpc.service import Call, Method, Service
 from orlop.rpc.status import status_of
 
-log = logging.getLogger(__name__)
-
-_BATCH = 64
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
-"""Seconds between two tries to send to a client that is behind."""
-
-Details = tuple[Iterable[tuple[str, str | bytes]], str, float | None]
+_BACKLOG = 4096
+_PATIENCE = 0.05
+"""Seconds that a call that is refused may take to send something."""
+_FAREWELL_SECONDS = 1.0
+"""How long the end of the server waits for clients to read the last that they are told."""
 
 
 class NativeEngine:
     def __init__(self, services: Iterable[Service], limits: Limits) -> None:
         services = tuple(services)
+        self._services = {service.name: service for service in services}
+        self._methods = paths(services)
         self._limits = limits
-        self._fallback = Fallback(services, limits)
-        self._methods = [(path, method) for path, method in paths(services).items() if not method.client_streaming]
-        self._front: Any = None
+        self._allowed = Allowance(message=limits.receive, headers=MAX_METADATA, streams=MAX_STREAMS)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._calls: dict[int, asyncio.Task[None]] = {}
-        self._stopping = False
+        self._listener: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._deserted = asyncio.Event()
+        self._deserted.set()
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def start(self, address: str) -> None:
         """Listens on the unix socket `address`, which must not be there yet, in a folder that only we can enter."""
         self._loop = asyncio.get_running_loop()
-        inner = os.path.join(os.path.dirname(address), "f")
-        await self._fallback.start(inner)
-        self._front = NativeGrpcFront(
-            f"unix:{address}",
-            [],
-            call_details=True,
-            delay_stream_headers=True,
-            keepalive_permit_without_calls=True,
-            max_concurrent_streams=MAX_STREAMS,
-            max_metadata_size=MAX_METADATA,
-        )
-        self._front.set_fallback(inner)
-        self._front.add_methods([(path, method.server_streaming) for path, method in self._methods])
-        self._front.start()
-        threading.Thread(target=self._receive, name="grpc-receive", daemon=True).start()
+        self._listener = await self._loop.create_unix_server(self._connect, address, backlog=_BACKLOG)
 
     async def stop(self, grace: float | None) -> None:
-        self._stopping = True
-        tasks = list(self._calls.values())
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._fallback.stop(grace))
-            if tasks and grace:
-                await asyncio.wait(tasks, timeout=grace)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-        if self._front is not None:
-            await asyncio.to_thread(self._front.close)
-            self._front = None
+        if self._listener is not None:
+            self._listener.close()
+        for one in self._connections:
+            one.leave()
+        if self._calls and grace:
+            await asyncio.wait(self._calls, timeout=grace)
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        if calls:
+            await asyncio.wait(calls)
+        for one in list(self._connections):
+            one.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self._deserted.wait()
+        for one in list(self._connections):
+            one.abort()
 
-    def _receive(self) -> None:
-        """Takes what the front has received and hands it to the event loop; a thread's work."""
-        front, loop = self._front, self._loop
-        assert loop is not None
-        while (events := front.recv_batch_details(_BATCH)) is not None:
-            try:
-                loop.call_soon_threadsafe(self._begin, events)
-            except RuntimeError:  # the loop was closed and nobody stopped us
-                front.close()
-                return
+    def _connect(self) -> Connection:
+        return Connection(self._allowed, self._begin, self._connected, self._disconnected)
 
-    def _begin(self, events: list[tuple[int, int, int, bytes, object, Details]]) -> None:
-        loop, methods, calls = self._loop, self._methods, self._calls
-        assert loop is not None
-        for kind, call_id, number, payload, _, details in events:
-            if kind == EVENT_CANCEL:
-                if (task := calls.get(call_id)) is not None:
-                    task.cancel()
-            elif not self._stopping:
-                path, method = methods[number]
-                run = self._run_stream if method.server_streaming else self._run_unary
-                calls[call_id] = loop.create_task(run(call_id, path, method, payload, details))
+    def _connected(self, one: Connection) -> None:
+        self._connections.add(one)
+        self._deserted.clear()
 
-    async def _run_unary(self, call_id: int, path: str, method: Method, payload: bytes, details: Details) -> None:
-        try:
-            limits = self._limits
-            response = await method.function(limits.decode(method, payload), Call(Headers(details[0])))  # type: ignore[misc]
-            self._front.respond(call_id, limits.encode(response))
-        except BaseException as error:
-            self._fail(call_id, path, error)
-        finally:
-            del self._calls[call_id]
+    def _disconnected(self, one: Connection) -> None:
+        self._connections.discard(one)
+        if not self._connections:
+            self._deserted.set()
 
-    async def _run_stream(self, call_id: int, path: str, method: Method, payload: bytes, details: Details) -> None:
-        try:
-            limits = self._limits
-            responses = method.function(limits.decode(method, payload), Call(Headers(details[0])))  # type: ignore[misc]
-            async with aclosing(responses):
-                async for response in responses:
-                    if not await self._send(call_id, limits.encode(response)):
-                        return
-            self._front.stream_end(call_id)
-        except BaseException as error:
-            self._fail(call_id, path, error)
-        finally:
-            del self._calls[call_id]
+    def _begin(self, stream: Stream) -> None:
+        head = stream.head
+        found = self._methods.get(head.path)
+        if head.refusal is not None:
+            status, error = head.refusal
+            call = self._refuse(stream, error, status)
+        elif found is None:
+            call = self._refuse(stream, unknown(head.path, self._services))
+        elif found.server_streaming:
+            call = self._run_stream(stream, found)
+        else:
+            call = self._run_unary(stream, found)
+        assert self._loop is not None
+        stream.task = task = self._loop.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        if head.timeout is not None:
+            stream.deadline = self._loop.call_later(head.timeout, stream.expire)
 
-    async def _send(self, call_id: int, payload: bytes) -> bool:
-        """Sends one message of a stream when the client has room for it; False if the client is gone.
+    async def _refuse(self, stream: Stream, error: OrlopError, status: int = 200) -> None:
+        """Answers with `error` once the client has sent something, or soon.
 
-        The front does not tell when there is room, and its blocking call would cost a thread for every client that
-        does not read: so this looks again after a pause.
+        A client of grpc.aio whose first message meets a status loses that status.
         """
-        pause = _FIRST_PAUSE
-        while (sent := self._front.stream_try_send(call_id, payload)) == STREAM_FULL:
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-        return bool(sent != STREAM_CLOSED)
+        with contextlib.suppress(TimeoutError, OrlopError):
+            async with asyncio.timeout(_PATIENCE):
+                await stream.receive()
+        stream.end(error.code, shortened(str(error)), status=status)
 
-    def _fail(self, call_id: int, path: str, error: BaseException) -> None:
-        """Tells the client of `error`. One that is gone already is told nothing by the front."""
+    async def _run_unary(self, stream: Stream, method: Method) -> None:
+        try:
+            request = await self._request(stream, method)
+            response = await method.function(request, Call(stream.head.metadata))  # type: ignore[misc]
+            await stream.answer(self._limits.encode(response))
+        except BaseException as error:
+            self._fail(stream, error)
+
+    async def _run_stream(self, stream: Stream, method: Method) -> None:
+        try:
+            request = await self._request(stream, method)
+            async with aclosing(method.function(request, Call(stream.head.metadata))) as responses:  # type: ignore[misc]
+                async for response in responses:
+                    await stream.send(self._limits.encode(response))
+            stream.end()
+        except BaseException as error:
+            self._fail(stream, error)
+
+    async def _request(self, stream: Stream, method: Method) -> Any:
+        """What the servicer's function is called with: the only message, or all as they come."""
+        if method.client_streaming:
+            return _Requests(stream, method, self._limits)
+        payload = await stream.receive()
+        if payload is None:
+            raise Internal.verbatim("the client sent no request")
+        return self._limits.decode(method, payload)
+
+    def _fail(self, stream: Stream, error: BaseException) -> None:
+        """Tells the client of `error`. One that is gone already is told nothing by the stream."""
+        if isinstance(error, Gone):
+            return
         if not isinstance(error, (Exception, asyncio.CancelledError)):
             raise error
-        code, text = status_of(error, path)
-        self._front.fail(call_id, code, shortened(text))
+        code, text = status_of(error, stream.head.path)
+        stream.end(code, shortened(text))
         if isinstance(error, asyncio.CancelledError):
             raise error
+
+
+class _Requests:
+    """The messages that a client streams, decoded. Not a generator: nobody has to close it."""
+
+    __slots__ = ("_limits", "_method", "_stream")
+
+    def __init__(self, stream: Stream, method: Method, limits: Limits) -> None:
+        self._stream = stream
+        self._method = method
+        self._limits = limits
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        payload = await self._stream.receive()
+        if payload is None:
+            raise StopAsyncIteration
+        return self._limits.decode(self._method, payload)
