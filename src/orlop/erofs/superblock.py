@@ -12,6 +12,8 @@ DEVICES_LIMIT = 8192
 """The root's nid has 16 bits, and the slots of all devices lie before it."""
 
 _CHECKSUM_SEED = 0x5045B54A
+_END = (SUPERBLOCK_AT // BLOCK + 1) * BLOCK
+"""Of the block that the superblock begins in: so far goes its checksum."""
 _KNOWN = layout.CHUNKED_FILES | layout.DEVICE_TABLE
 
 
@@ -57,14 +59,14 @@ class Superblock:
         )
         for number, blocks in enumerate(self.devices):
             layout.DEVICE.pack_into(image, _DEVICES_AT + number * layout.DEVICE.size, b"", blocks, 0)
-        checksum = crc32c(_CHECKSUM_SEED, image[SUPERBLOCK_AT + 8 : SUPERBLOCK_AT + BLOCK])
+        checksum = crc32c(_CHECKSUM_SEED, image[SUPERBLOCK_AT + 8 : _END])
         image[SUPERBLOCK_AT + 4 : SUPERBLOCK_AT + 8] = checksum.to_bytes(4, "little")
         return bytes(image)
 
     @classmethod
     def parse(cls, start: bytes) -> Superblock:
         """Of the first bytes of an image of ours, device slots included. Raises Damaged."""
-        if len(start) < SUPERBLOCK_AT + BLOCK:
+        if len(start) < _END:
             raise Damaged("image shorter than its superblock")
         fields = layout.SUPERBLOCK.unpack_from(start, SUPERBLOCK_AT)
         magic, checksum, _, block_bits = fields[:4]
@@ -72,7 +74,7 @@ class Superblock:
             raise Damaged("no EROFS image")
         if block_bits != layout.BLOCK_BITS or fields[14] & ~_KNOWN or fields[10] != 0:
             raise Damaged("EROFS image of another kind")
-        if crc32c(_CHECKSUM_SEED, start[SUPERBLOCK_AT + 8 : SUPERBLOCK_AT + BLOCK]) != checksum:
+        if crc32c(_CHECKSUM_SEED, start[SUPERBLOCK_AT + 8 : _END]) != checksum:
             raise Damaged("superblock with a wrong checksum")
         count, slots = fields[16], fields[17] * layout.DEVICE.size
         if slots + count * layout.DEVICE.size > len(start):
