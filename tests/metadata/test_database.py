@@ -11,6 +11,7 @@ import sys
 
 import apsw
 import pytest
+from syncs import counted_syncs
 
 from orlop import faults
 from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unavailable
@@ -220,3 +221,14 @@ def test_what_was_written_survives_a_kill(tmp_path):
         found = names(db)
         assert found[: last + 1] == [str(index) for index in range(last + 1)]
         assert len(found) <= last + 2
+
+
+async def test_a_change_that_need_not_last_waits_for_no_sync_and_lasts_with_the_next_that_does(tmp_path):
+    with counted_syncs() as synced, opened(tmp_path / "meta.db") as db:
+        await db.write(put("first"))
+        synced.clear()
+        await db.write(put("a"), durable=False)
+        assert names(db) == ["first", "a"]
+        assert synced == []
+        await db.write(put("b"))
+        assert [name.endswith("-wal") for name in synced] == [True]

@@ -50,7 +50,8 @@ class LayerPlace(Protocol):
         """
 
     def keep(self, diff_id: str, source: str, traits: Traits) -> None:
-        """The files are whole: what is in them is durable, and the snapshot's, on return.
+        """The files are whole: what is in them is durable on return, and the snapshot's; that is durable with its
+        commit.
 
         `source` names what the tar was made of by something that cannot change: a digest. Empty: nothing known.
         """

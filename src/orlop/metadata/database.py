@@ -2,7 +2,8 @@
 
 One thread owns the only connection that writes and checkpoints (SQLite before 3.51.3 can lose pages otherwise, and a
 second writer would only wait). Changes that are asked for at the same time share one transaction, and so one sync:
-each runs in a savepoint of its own, so that a change that fails undoes itself alone. Readers have a connection a
+each runs in a savepoint of its own, so that a change that fails undoes itself alone. A change that a loss of power may
+take back waits for no sync: it lasts with the next one that does, as all are in one log. Readers have a connection a
 thread, `query_only`, and never wait for the writer.
 
 A full disk fails the change that needs room and no other; changes that free something may use the reserve. An
@@ -52,6 +53,7 @@ class _Request:
     change: Change[Any]
     removes: int
     frees: bool
+    lasts: bool
     future: Future[Any] = field(default_factory=Future)
     result: Any = None
     has_changed: bool = False
@@ -88,7 +90,9 @@ class Database:
         self._closed = False
         self._touched: set[tuple[str, int]] = set()
         self._marker = path.with_name(f"{path.name}.open")
-        self._writer = self._open(migrations, sync=sync)
+        self._syncs = sync
+        self._synchronous = ""
+        self._writer = self._open(migrations)
         self._writer.set_update_hook(self._on_update)
         self._reserve = Reserve(path.with_name(f"{path.name}.reserve"), reserve_size)
         self._thread = threading.Thread(target=self._run, name=f"writer-{path.name}", daemon=True)
@@ -99,18 +103,18 @@ class Database:
         """For a change: the (table, row) pairs that its transaction has written so far, its neighbours' included."""
         return self._touched
 
-    async def write(self, change: Change[T], *, removes: int = 0, frees: bool = False) -> T:
-        """Runs `change` in the writer's thread; its result is durable on return.
+    async def write(self, change: Change[T], *, removes: int = 0, frees: bool = False, durable: bool = True) -> T:
+        """Runs `change` in the writer's thread; its result is durable on return, or else with the next that is.
 
         `removes` counts the objects it deletes, for the collector's schedule. `frees` says that it makes room: on a
         full disk such a change may use the reserve. An exception of `change` undoes it and is raised here. A caller
         that is cancelled while the change runs does not stop it. Raises ResourceExhausted if the disk is full.
         """
-        return await asyncio.wrap_future(self._submit(change, removes, frees))
+        return await asyncio.wrap_future(self._submit(change, removes, frees, durable))
 
     def write_now(self, change: Change[T], *, removes: int = 0, frees: bool = False) -> T:
         """As `write`, for callers that may block."""
-        return self._submit(change, removes, frees).result()
+        return self._submit(change, removes, frees, True).result()
 
     def read(self, query: Change[T]) -> T:
         """Runs `query` on this thread's reader, within one consistent read, and sees every committed write.
@@ -145,8 +149,8 @@ class Database:
         if self._broken is None:
             self._marker.unlink(missing_ok=True)
 
-    def _submit(self, change: Change[T], removes: int, frees: bool) -> Future[T]:
-        request = _Request(change, removes, frees)
+    def _submit(self, change: Change[T], removes: int, frees: bool, lasts: bool) -> Future[T]:
+        request = _Request(change, removes, frees, lasts)
         with self._lock:
             if self._closed or self._broken is not None:
                 raise Unavailable(f"database {self.path} is closed" + (f": {self._broken}" if self._broken else ""))
@@ -155,11 +159,11 @@ class Database:
 
     # Opening.
 
-    def _open(self, migrations: Sequence[str], *, sync: bool) -> apsw.Connection:
+    def _open(self, migrations: Sequence[str]) -> apsw.Connection:
         try:
             self._make_file()
             self._refuse_newer(len(migrations))
-            writer = self._connect_writer(sync=sync)
+            writer = self._connect_writer()
             try:
                 self._migrate(writer, migrations)
             except BaseException:
@@ -194,7 +198,7 @@ class Database:
                 "it was written by a newer one"
             )
 
-    def _connect_writer(self, *, sync: bool) -> apsw.Connection:
+    def _connect_writer(self) -> apsw.Connection:
         was_unclean = self._marker.exists()
         writer = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
@@ -203,7 +207,7 @@ class Database:
             writer.pragma("auto_vacuum", 2)
             writer.pragma("journal_mode", "wal")
             writer.pragma("journal_size_limit", _LOG_KEPT)
-            writer.pragma("synchronous", "full" if sync else "off")
+            self._demand(writer, durable=True)
             writer.pragma("foreign_keys", True)
             writer.pragma("trusted_schema", False)
         except BaseException:
@@ -211,6 +215,13 @@ class Database:
             raise
         self._mark_open()
         return writer
+
+    def _demand(self, writer: apsw.Connection, *, durable: bool) -> None:
+        """`durable`: the next commit syncs the log, and with it what earlier ones have left there."""
+        synchronous = ("full" if durable else "normal") if self._syncs else "off"
+        if self._synchronous != synchronous:
+            writer.pragma("synchronous", synchronous)
+            self._synchronous = synchronous
 
     def _check(self, writer: apsw.Connection) -> None:
         _log.warning("database %s was not closed cleanly: checking it", self.path)
@@ -322,6 +333,7 @@ class Database:
         self._touched = set()
         failed: list[tuple[_Request, BaseException]] = []
         done: list[_Request] = []
+        self._demand(self._writer, durable=any(request.lasts for request in group))
         self._writer.execute("BEGIN IMMEDIATE")
         for request in group:
             try:

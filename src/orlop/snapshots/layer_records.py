@@ -36,14 +36,15 @@ class Layer:
 
 
 class LayerRecords:
-    """Layers in the database of `records`; every change is durable when its transaction ends."""
+    """Layers in the database of `records`."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
 
     @contextmanager
-    def transaction(self) -> Iterator[apsw.Connection]:
-        with self._records.transaction() as connection:
+    def transaction(self, *, durable: bool = True) -> Iterator[apsw.Connection]:
+        """As `Records.transaction`."""
+        with self._records.transaction(durable=durable) as connection:
             yield connection
 
     def get(self, id: int) -> Layer | None:
@@ -110,8 +111,8 @@ class LayerRecords:
                 connection.execute("INSERT OR REPLACE INTO layer_sources VALUES (?, ?)", (source, layer.id))
 
     def remember(self, diff_id: str, source: str) -> None:
-        """The layer with this diff id, if there is one, was made of `source`."""
-        with self.transaction() as connection:
+        """The layer with this diff id, if there is one, was made of `source`. A crash may forget it: it saves work."""
+        with self.transaction(durable=False) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO layer_sources SELECT ?, id FROM layers WHERE diff_id = ?", (source, diff_id)
             )

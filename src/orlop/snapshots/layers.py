@@ -1,8 +1,9 @@
 """Layers on disk, each a tar and its index: `<root>/layers/<id>/tar` and `index`, shared by all that have them.
 
 Durable order: both files are written under a temporary name and synced; then, inside the transaction that records the
-layer and gives it to its snapshot, they get their final one. A layer goes the other way: record, mount, files. What a
-crash leaves is a directory without a record, which `cleanup` removes.
+layer and gives it to its snapshot, they get their final one. That record is durable with the commit of the snapshot: a
+loss of power before leaves an active without its layer. A layer goes the other way: record, mount, files. What a crash
+leaves is a directory without a record, which `cleanup` removes.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class Place:
 
     def known(self, source: str, *, overlaid: bool) -> KeptLayer | None:
         records = self._layers.records
-        with records.transaction():
+        with records.transaction(durable=False):
             layer = self._layers.whole(records.by_source(source))
             if layer is None or (layer.whiteouts and not overlaid):
                 return None
@@ -213,8 +214,10 @@ class Place:
         """Gives the snapshot the layer; False if that needs these files, which are not durable yet."""
         records = self._layers.records
         new: Layer | None = None
+        # One that is there may have been damaged: that it is mended must last.
+        is_known = records.by_diff_id(diff_id) is not None
         try:
-            with records.transaction():
+            with records.transaction(durable=is_known):
                 found = records.by_diff_id(diff_id)
                 layer = self._layers.whole(found)
                 if layer is None:

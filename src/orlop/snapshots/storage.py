@@ -1,7 +1,7 @@
 """A driver's own record of its snapshots: keys, kinds, parents, labels and usage, in SQLite.
 
 A snapshot's files lie in a directory named by its row's id, which is never given again. One connection, used by one
-thread at a time; every change is durable when its `transaction` ends.
+thread at a time. Changes become durable in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -111,25 +111,49 @@ class Records:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         os.chmod(path, 0o600)
         self._connection: apsw.Connection | None = apsw.Connection(str(path))
-        for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
+        for name, value in (("journal_mode", "wal"), ("foreign_keys", True), ("trusted_schema", False)):
             self._connection.pragma(name, value)
-        self._connection.pragma("trusted_schema", False)
+        self._synchronous = ""
+        self._demand("full")
         self._migrate(path, self._connection)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[apsw.Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[apsw.Connection]:
         """What is done inside is done whole or not at all, and nobody else reads or writes meanwhile.
 
-        Raises ResourceExhausted for a full disk.
+        It is durable on return, or else with the next change that is. Raises ResourceExhausted for a full disk.
         """
         with self._lock:
             if self._connection is None:
                 raise Unavailable("snapshotter is closed")
             try:
-                with self._connection:
+                with self._whole(self._connection, durable=durable):
                     yield self._connection
             except apsw.FullError as error:
                 raise ResourceExhausted.verbatim("snapshot records: no space left on device") from error
+
+    @contextlib.contextmanager
+    def _whole(self, connection: apsw.Connection, *, durable: bool) -> Iterator[None]:
+        # Not by `with connection`: that keeps the interpreter's lock while the disk syncs.
+        if connection.in_transaction:
+            begin, end, undo = "SAVEPOINT part", "RELEASE part", "ROLLBACK TO part; RELEASE part"
+        else:
+            begin, end, undo = "BEGIN", "COMMIT", "ROLLBACK"
+            self._demand("full" if durable else "normal")
+        connection.execute(begin)
+        try:
+            yield
+            connection.execute(end)
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute(undo)
+            raise
+
+    def _demand(self, synchronous: str) -> None:
+        """`full`: the next commit syncs the log, and with it what earlier ones have left there."""
+        if self._connection is not None and self._synchronous != synchronous:
+            self._connection.pragma("synchronous", synchronous)
+            self._synchronous = synchronous
 
     def get(self, key: str) -> Record:
         """Raises NotFound."""
