@@ -10,8 +10,10 @@ from orlop.api.cgroups1 import metrics_pb2 as v1
 from orlop.api.cgroups2 import metrics_pb2 as v2
 from orlop.shim.cgroup import Cgroup
 from orlop.shim.metrics import stats_of
+from orlop.shim.totals import sum_of
 
 UNLIMITED = (1 << 64) - 1
+HUGE = Path("/sys/kernel/mm/hugepages")
 
 UNIFIED = {
     "pids.current": "3\n",
@@ -24,6 +26,11 @@ UNIFIED = {
     "memory.swap.current": "1\n",
     "memory.swap.max": "max\n",
     "memory.events": "low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 0\n",
+    "cpu.pressure": "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n",
+    "memory.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=9\n",
+    "io.pressure": "some avg10=x total=y\nof tomorrow=1\n",
+    "rdma.current": "mlx4_0 hca_handle=2 hca_object=2000\n",
+    "rdma.max": "mlx4_0 hca_handle=3 hca_object=max\n",
     "io.stat": "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n253:1 rbytes=7\n",
 }
 
@@ -48,6 +55,11 @@ def test_a_unified_group_is_read_whole(tmp_path: Path) -> None:
     assert [(entry.major, entry.minor, entry.rbytes, entry.wios) for entry in found.io.usage] == [
         (8, 0, 1, 4), (253, 1, 7, 0),
     ]  # fmt: skip
+    assert (found.cpu.psi.some.avg10, found.cpu.psi.some.total, found.cpu.psi.full.total) == (1.5, 77, 5)
+    assert found.memory.psi.some.total == 9
+    assert (found.io.psi.some.avg10, found.io.psi.some.total) == (0, 0)
+    assert [(e.device, e.hca_handles, e.hca_objects) for e in found.rdma.current] == [("mlx4_0", 2, 2000)]
+    assert [(e.device, e.hca_handles, e.hca_objects) for e in found.rdma.limit] == [("mlx4_0", 3, (1 << 32) - 1)]
 
 
 def test_controllers_of_version_1_are_read_each_from_its_hierarchy(tmp_path: Path) -> None:
@@ -74,6 +86,57 @@ def test_controllers_of_version_1_are_read_each_from_its_hierarchy(tmp_path: Pat
     assert (found.memory.cache, found.memory.rss, found.memory.total_rss, found.memory.pg_pg_in) == (1, 2, 3, 4)
     assert (found.memory.usage.usage, found.memory.usage.limit) == (5, 6)
     assert (found.memory_oom_control.under_oom, found.memory_oom_control.oom_kill) == (1, 8)
+
+
+def test_pages_of_each_size_that_the_host_has_are_counted(tmp_path: Path) -> None:
+    sizes = [int(name.name.removeprefix("hugepages-").removesuffix("kB")) for name in HUGE.glob("*")]
+    called = {2048: "2MB", 1 << 20: "1GB", 64: "64KB"}
+    names = [called[size] for size in sizes]
+    two = {f"hugetlb.{name}.{key}": value for name in names
+           for key, value in (("current", "4096\n"), ("max", "max\n"), ("events", "max 3\n"))}  # fmt: skip
+    one = {
+        f"hugetlb.{name}.{key}": "7\n" for name in names for key in ("usage_in_bytes", "max_usage_in_bytes", "failcnt")
+    }
+    found = stats_of(Cgroup(unified=tree(tmp_path / "two", two)))
+    assert isinstance(found, v2.Metrics)
+    assert {(e.pagesize, e.current, e.max, e.failcnt) for e in found.hugetlb} == {
+        (name, 4096, UNLIMITED, 3) for name in names
+    }
+    older = stats_of(Cgroup(controllers={"hugetlb": tree(tmp_path / "one", one)}))
+    assert isinstance(older, v1.Metrics)
+    assert {(e.pagesize, e.usage, e.max, e.failcnt) for e in older.hugetlb} == {(name, 7, 7, 7) for name in names}
+
+
+def test_what_clients_read_unasked_is_there_though_nothing_is_counted(tmp_path: Path) -> None:
+    one = stats_of(Cgroup(controllers={"pids": tree(tmp_path / "pids", {})}))
+    assert isinstance(one, v1.Metrics)
+    assert all(one.HasField(name) for name in ("pids", "cpu", "memory", "blkio"))
+    assert one.cpu.HasField("usage")
+    assert one.cpu.HasField("throttling")
+    assert one.memory.HasField("usage")
+    two = stats_of(Cgroup(unified=tree(tmp_path / "two", {})))
+    assert isinstance(two, v2.Metrics)
+    assert all(two.HasField(name) for name in ("pids", "cpu", "memory", "io"))
+
+
+def test_groups_are_added_up(tmp_path: Path) -> None:
+    first = stats_of(Cgroup(unified=tree(tmp_path / "first", UNIFIED)))
+    second = stats_of(
+        Cgroup(unified=tree(tmp_path / "second", UNIFIED | {"pids.max": "5\n", "io.stat": "253:1 wios=1\n"}))
+    )
+    whole = sum_of([first, second])
+    assert isinstance(whole, v2.Metrics)
+    assert (whole.pids.current, whole.pids.limit) == (6, UNLIMITED)
+    assert (whole.cpu.usage_usec, whole.memory.usage, whole.memory.usage_limit) == (3000, 2 * 12345, 2 * 67108864)
+    assert [(e.major, e.minor, e.rbytes, e.wios) for e in whole.io.usage] == [(8, 0, 1, 4), (253, 1, 7, 1)]
+    assert (whole.cpu.psi.some.avg10, whole.cpu.psi.some.total) == (0, 154)
+    usage = v1.Metrics()
+    usage.cpu.usage.per_cpu.extend([1, 2])
+    other = v1.Metrics()
+    other.cpu.usage.per_cpu.extend([10, 20, 30])
+    both = sum_of([usage, other])
+    assert isinstance(both, v1.Metrics)
+    assert list(both.cpu.usage.per_cpu) == [11, 22, 30]
 
 
 @pytest.mark.parametrize("content", ["", "\n", "usage_usec\n", "usage_usec x\n", "usage_usec -1\n", "\x00"])

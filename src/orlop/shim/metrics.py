@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -22,12 +24,15 @@ _TICK = 10**9 // os.sysconf("SC_CLK_TCK")
 
 
 def stats_of(cgroup: Cgroup) -> Message:
-    """The metrics of `cgroup`; what a kernel does not count is left out."""
+    """The metrics of `cgroup`; what a kernel does not count is 0."""
     return _unified(cgroup.unified) if cgroup.unified else _version1(cgroup.controllers)
 
 
 def _version1(controllers: dict[str, str]) -> v1.Metrics:
     metrics = v1.Metrics()
+    # Clients read what is in these without asking whether they are there.
+    for message in (metrics.pids, metrics.cpu.usage, metrics.cpu.throttling, metrics.memory.usage, metrics.blkio):
+        message.SetInParent()
     if "pids" in controllers:
         metrics.pids.current = _number(controllers["pids"], "pids.current")
         limit = _number(controllers["pids"], "pids.max")
@@ -56,7 +61,24 @@ def _version1(controllers: dict[str, str]) -> v1.Metrics:
                     getattr(metrics.blkio, field).add(
                         op=operation, major=int(major), minor=int(minor), value=int(value)
                     )
+    for kind in ("hugetlb", "rdma"):
+        if kind in controllers:
+            _rare1(metrics, kind, controllers[kind])
     return metrics
+
+
+def _rare1(metrics: v1.Metrics, kind: str, directory: str) -> None:
+    if kind == "rdma":
+        _rdma(metrics.rdma.current, directory, "rdma.current")
+        _rdma(metrics.rdma.limit, directory, "rdma.max")
+        return
+    for size in _huge_page_sizes():
+        metrics.hugetlb.add(
+            pagesize=size,
+            usage=_number(directory, f"hugetlb.{size}.usage_in_bytes"),
+            max=_number(directory, f"hugetlb.{size}.max_usage_in_bytes"),
+            failcnt=_number(directory, f"hugetlb.{size}.failcnt"),
+        )
 
 
 def _memory1(metrics: v1.Metrics, directory: str) -> None:
@@ -84,6 +106,8 @@ def _memory1(metrics: v1.Metrics, directory: str) -> None:
 
 def _unified(directory: str) -> v2.Metrics:
     metrics = v2.Metrics()
+    for message in (metrics.pids, metrics.cpu, metrics.memory, metrics.io, metrics.rdma):
+        message.SetInParent()
     metrics.pids.current = _number(directory, "pids.current")
     metrics.pids.limit = _number(directory, "pids.max")
     _fill(metrics.cpu, _table(directory, "cpu.stat"))
@@ -104,7 +128,59 @@ def _unified(directory: str) -> v2.Metrics:
             key, _, value = pair.partition("=")
             if key in ("rbytes", "wbytes", "rios", "wios"):
                 setattr(entry, key, int(value))
+    for name, psi in (("cpu", metrics.cpu.psi), ("memory", metrics.memory.psi), ("io", metrics.io.psi)):
+        _pressure(psi, directory, f"{name}.pressure")
+    _rdma(metrics.rdma.current, directory, "rdma.current")
+    _rdma(metrics.rdma.limit, directory, "rdma.max")
+    for size in _huge_page_sizes():
+        metrics.hugetlb.add(
+            pagesize=size,
+            current=_number(directory, f"hugetlb.{size}.current"),
+            max=_number(directory, f"hugetlb.{size}.max"),
+            failcnt=_table(directory, f"hugetlb.{size}.events").get("max", 0),
+        )
     return metrics
+
+
+def _pressure(psi: v2.PSIStats, directory: str, name: str) -> None:
+    """Reads what the kernel says of waiting: a line of shares and a total for some and for all of the tasks."""
+    for line in _text(directory, name).splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind in ("some", "full"):
+            data = getattr(psi, kind)
+            data.SetInParent()
+            for pair in rest.split():
+                key, _, value = pair.partition("=")
+                with contextlib.suppress(ValueError, AttributeError):
+                    setattr(data, key, int(value) if key == "total" else float(value))
+
+
+def _rdma(entries: Any, directory: str, name: str) -> None:
+    for line in _text(directory, name).splitlines():
+        device, _, rest = line.partition(" ")
+        counted = dict(pair.partition("=")[::2] for pair in rest.split())
+        handles, objects = (_limited(counted.get(key, "")) for key in ("hca_handle", "hca_object"))
+        entries.add(device=device, hca_handles=handles, hca_objects=objects)
+
+
+def _limited(text: str) -> int:
+    """A number of 32 bits; the largest where there is no limit."""
+    return (1 << 32) - 1 if text == "max" else min(int(text), (1 << 32) - 1) if text.isdigit() else 0
+
+
+def _huge_page_sizes() -> list[str]:
+    """The sizes of huge pages here as control groups name them: 2MB, 1GB."""
+    try:
+        names = os.listdir("/sys/kernel/mm/hugepages")
+    except OSError:
+        return []
+    sizes = []
+    for name in sorted(names):  # hugepages-2048kB
+        size, unit = int(name.rpartition("-")[2].removesuffix("kB")), 0
+        while size % 1024 == 0:
+            size, unit = size // 1024, unit + 1
+        sizes.append(f"{size}{'KMGT'[unit]}B")
+    return sizes
 
 
 def _fill(message: Message, counted: dict[str, int]) -> None:
