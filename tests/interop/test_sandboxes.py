@@ -15,6 +15,8 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from real_daemon import IMAGE, Archives, Daemon
 
+from orlop.api.cgroups1 import metrics_pb2 as v1
+from orlop.api.cgroups2 import metrics_pb2 as v2
 from orlop.api.services.containers.v1 import containers_pb2
 from orlop.api.services.sandbox.v1 import sandbox_pb2 as pb
 from orlop.api.services.tasks.v1 import tasks_pb2
@@ -23,7 +25,8 @@ from orlop.api.types import sandbox_pb2 as types
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
 JOINED = {"network": "net", "ipc": "ipc", "uts": "uts"}
-SPEC = {"hostname": "pod", "linux": {"namespaces": [{"type": kind} for kind in JOINED]}}
+WITH_PIDS = JOINED | {"pid": "pid"}
+METRICS = {"io.containerd.cgroups.v1.Metrics": v1.Metrics, "io.containerd.cgroups.v2.Metrics": v2.Metrics}
 RUNTIME = "io.containerd.runc.v2"
 
 
@@ -46,17 +49,20 @@ class Wire:
         answer = getattr(pb, f"Controller{method}Response")
         return self.call("containerd.services.sandbox.v1.Controller", method, request, answer)
 
-    def create(self, id: str) -> None:
+    def create(self, id: str, joined: dict[str, str] = JOINED) -> None:
+        described = {"hostname": "pod", "linux": {"namespaces": [{"type": kind} for kind in joined]}}
         spec = AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec")
-        spec.value = json.dumps(SPEC).encode()
+        spec.value = json.dumps(described).encode()
         sandbox = types.Sandbox(sandbox_id=id, runtime={"name": RUNTIME}, spec=spec, sandboxer="shim")
         store = pb.StoreCreateRequest(sandbox=sandbox)
         self.call("containerd.services.sandbox.v1.Store", "Create", store, pb.StoreCreateResponse)
         self.controller("Create", id, sandbox=sandbox)
 
-    def run_in(self, daemon: Daemon, sandbox: str, name: str, pid: int) -> int:
+    def run_in(
+        self, daemon: Daemon, sandbox: str, name: str, pid: int, *command: str, joined: dict[str, str] = JOINED
+    ) -> int:
         """A container of `sandbox` in its namespaces; the pid of its process."""
-        joins = [f"--with-ns={kind}:/proc/{pid}/ns/{file}" for kind, file in JOINED.items()]
+        joins = [f"--with-ns={kind}:/proc/{pid}/ns/{file}" for kind, file in joined.items()]
         daemon.ctr("containers", "create", *joins, IMAGE, name, "sleep", "600")
         service = "containerd.services.containers.v1.Containers"
         found = self.call(
@@ -64,6 +70,10 @@ class Wire:
         ).container
         self.call(service, "Delete", containers_pb2.DeleteContainerRequest(id=name), AnyMessage)
         found.sandbox = sandbox
+        if command:
+            spec = json.loads(found.spec.value)
+            spec["process"]["args"] = list(command)
+            found.spec.value = json.dumps(spec).encode()
         request = containers_pb2.CreateContainerRequest(container=found)
         self.call(service, "Create", request, containers_pb2.CreateContainerResponse)
         daemon.ctr("tasks", "start", "-d", name)
@@ -135,6 +145,78 @@ def test_two_containers_run_in_the_shim_and_the_namespaces_of_a_sandbox(pods: Da
     wire.controller("Shutdown", name)
     assert not shim.exists()
     assert wire.controller("Status", name).state == ""
+
+
+def test_containers_see_each_others_processes_in_a_sandbox_with_a_pid_namespace(pods: Daemon, name: str) -> None:
+    wire, names = Wire(pods), [f"{name}-a", f"{name}-b"]
+    wire.create(name, WITH_PIDS)
+    holder = wire.controller("Start", name).pid
+    assert pids_inside(holder)[-1] == 1
+    assert birthplace_beside(holder) == os.readlink(f"/proc/{parent_of(holder)}/ns/pid")  # the shim is as it was
+    try:
+        # The first leaves an orphan behind, which the sandbox's process has to reap.
+        orphan = "(sh -c 'sleep 0.1 & exec true') & wait; exec sleep 601"
+        first = wire.run_in(pods, name, names[0], holder, "sh", "-c", orphan, joined=WITH_PIDS)
+        wire.run_in(pods, name, names[1], holder, joined=WITH_PIDS)
+        seen = pods.ctr("tasks", "exec", "--exec-id", "e", names[1], "ps").stdout
+        assert f"{pids_inside(first)[-1]} " in seen
+        assert "sleep 601" in seen
+        assert "orlop-sandbox" in pods.ctr("tasks", "exec", "--exec-id", "e", names[1], "cat", "/proc/1/comm").stdout
+        wait_for(lambda: not [pid for pid in children_of(holder) if state_of(pid) == "Z"])
+        metrics = wire.controller("Metrics", name).metrics
+        assert metrics.id == name
+        pids = METRICS[metrics.data.type_url].FromString(metrics.data.value).pids.current
+        assert pids == sum(counted(wire, container) for container in names) == 2
+        # The end of the first container leaves the second alone; that of the sandbox ends all.
+        pods.ctr("tasks", "kill", "-s", "KILL", names[0])
+        wait_for(lambda: not Path(f"/proc/{first}/exe").exists())
+        assert pods.ctr("tasks", "exec", "--exec-id", "e", names[1], "echo", "here").stdout == "here\n"
+        wire.controller("Stop", name)
+        wait_for(lambda: "RUNNING" not in pods.ctr("tasks", "ls").stdout)
+    finally:
+        for container in names:
+            pods.ctr("tasks", "rm", "-f", container, check=False)
+            pods.ctr("containers", "rm", container, check=False)
+    metrics = wire.controller("Metrics", name).metrics
+    assert not metrics.HasField("data")
+    wire.controller("Shutdown", name)
+    assert refused(lambda: wire.controller("Metrics", name))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def pids_inside(pid: int) -> list[int]:
+    """The numbers of a process from the host's namespace to its own."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [int(word) for line in lines if line.startswith("NSpid:") for word in line.split()[1:]]
+
+
+def birthplace_beside(holder: int) -> str:
+    """The PID namespace that children of the holder's shim are born into."""
+    return os.readlink(f"/proc/{parent_of(holder)}/ns/pid_for_children")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def counted(wire: Wire, container: str) -> int:
+    """The processes in a container, as its metrics have it."""
+    request = tasks_pb2.MetricsRequest(filters=[f"id=={container}"])
+    (metric,) = wire.call("containerd.services.tasks.v1.Tasks", "Metrics", request, tasks_pb2.MetricsResponse).metrics
+    return int(METRICS[metric.data.type_url].FromString(metric.data.value).pids.current)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_sandbox_whose_shim_is_killed_has_stopped_and_its_containers_with_it(pods: Daemon, name: str) -> None:

@@ -1,8 +1,9 @@
 """The Sandbox service: a shim that is there before its containers, and the namespaces that they join.
 
 A sandbox has one process, forked from the shim, that does nothing but hold new namespaces of the kinds that the
-sandbox's spec names without a path (network, IPC, UTS), with the loopback interface up. Containers join them by
-`/proc/<pid>/ns`. While a sandbox is there, the shim stays when its last container goes.
+sandbox's spec names without a path (network, IPC, UTS, PID), with the loopback interface up. Containers join them by
+`/proc/<pid>/ns`. In a PID namespace of the sandbox that process is number 1: orphans of the containers are reaped, and
+all end with it. While a sandbox is there, the shim stays when its last container goes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.runtime.sandbox.v1 import sandbox_pb2 as api
+from orlop.api.types.metrics_pb2 import Metric
 from orlop.api.types.platform_pb2 import Platform
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
 from orlop.rpc.service import Call
@@ -31,6 +35,7 @@ from orlop.shim.ttrpc import Interface, Service
 _INTERFACE = Interface.of(api.DESCRIPTOR.services_by_name["Sandbox"])
 _FLAGS = {"network": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000}
 _JOINABLE = _FLAGS | {"net": 0x40000000}
+_NEW_PID = 0x20000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PR_SET_NAME, _PR_SET_PDEATHSIG = 15, 1
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -40,11 +45,21 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 
 
 class SandboxService:
-    """The one sandbox of a shim. `stop_containers` ends what runs in it, `end` the shim if it has no containers."""
+    """The one sandbox of a shim. `stop_containers` ends what runs in it, `end` the shim if it has no containers.
 
-    def __init__(self, reaper: Reaper, stop_containers: Callable[[], Awaitable[None]], end: Callable[[], None]) -> None:
+    `stats` is what is counted of each of its containers.
+    """
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        stop_containers: Callable[[], Awaitable[None]],
+        stats: Callable[[], list[Message]],
+        end: Callable[[], None],
+    ) -> None:
         self._reaper = reaper
         self._stop_containers = stop_containers
+        self._stats = stats
         self._end = end
         self._id = ""
         self._spec: dict[str, object] = {}
@@ -117,6 +132,18 @@ class SandboxService:
         self._check(request.sandbox_id)
         return api.PingResponse()
 
+    async def SandboxMetrics(self, request: api.SandboxMetricsRequest, call: Call) -> api.SandboxMetricsResponse:
+        """What the containers of the sandbox count together; no data while there are none."""
+        self._check(request.sandbox_id)
+        metric = Metric(id=self._id, timestamp=_timestamp(time.time_ns()))
+        parts = self._stats()
+        if parts:
+            from orlop.shim.totals import sum_of
+
+            whole = sum_of(parts)
+            metric.data.type_url, metric.data.value = whole.DESCRIPTOR.full_name, whole.SerializeToString()
+        return api.SandboxMetricsResponse(metrics=metric)
+
     async def ShutdownSandbox(self, request: api.ShutdownSandboxRequest, call: Call) -> api.ShutdownSandboxResponse:
         self._check(request.sandbox_id)
         await self._stop(_STOP_DEADLINE)
@@ -146,9 +173,11 @@ class SandboxService:
     def _hold(self) -> int:
         """The pid of a process that holds the namespaces. Raises OSError with what it could not do."""
         outlet, inlet = os.pipe2(os.O_CLOEXEC)
-        pid = _libc.fork()
-        if pid == 0:
-            self._become_holder(inlet)
+        wanted = _namespaces(self._spec)
+        with _pid_namespace_for_children(wanted.get("pid")):
+            pid = _libc.fork()
+            if pid == 0:
+                self._become_holder(inlet)
         os.close(inlet)
         try:
             if pid < 0:
@@ -167,6 +196,7 @@ class SandboxService:
             os.setsid()
             _libc.prctl(_PR_SET_NAME, b"orlop-sandbox", 0, 0, 0)
             _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             self._enter_namespaces()
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             os.write(inlet, b"+")
@@ -194,6 +224,30 @@ class SandboxService:
         hostname = self._spec.get("hostname")
         if "uts" in new and isinstance(hostname, str) and hostname:
             socket.sethostname(hostname)
+
+
+@contextmanager
+def _pid_namespace_for_children(path: str | None) -> Iterator[None]:
+    """A process that is forked meanwhile is in the PID namespace at `path`, if that is empty in a new one."""
+    if path is None:
+        yield
+        return
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if path:
+            joined = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _check(_libc.setns(joined, _NEW_PID), path)
+            finally:
+                os.close(joined)
+        else:
+            _check(_libc.unshare(_NEW_PID), "unshare")
+        try:
+            yield
+        finally:
+            _check(_libc.setns(own, _NEW_PID), "setns")
+    finally:
+        os.close(own)
 
 
 def _namespaces(spec: dict[str, object]) -> dict[str, str]:

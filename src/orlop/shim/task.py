@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.events import task_pb2 as events
@@ -62,7 +63,7 @@ class TaskService:
         self._publisher = publisher
         self._end = end
         self._containers: dict[str, Container] = {}
-        self.sandbox = SandboxService(reaper, self._stop_all, self._end_if_empty)
+        self.sandbox = SandboxService(reaper, self._stop_all, self._all_stats, self._end_if_empty)
         self._cgroups: dict[str, Cgroup] = {}
         self._reserved: set[str] = set()
         self._watchers: set[loop.Task[None]] = set()
@@ -262,6 +263,9 @@ class TaskService:
                 await container.kill(_SIGKILL, all=True)
             except OrlopError as error:
                 log.info("container %s: %s", container.id, error)
+
+    def _all_stats(self) -> list[Message]:
+        return [stats_of(cgroup) for cgroup in self._cgroups.values() if cgroup.exists]
 
     def _container(self, id: str) -> Container:
         try:
