@@ -127,23 +127,51 @@ async def test_a_killed_shim_takes_its_container_along_and_is_told_as_an_exit(tm
 
 
 @pytest.mark.parametrize("deletes", ["exit 1", "exec sleep 1000"])
-async def test_no_process_outlives_a_shim_whose_delete_fails_or_hangs(tmp_path: Path, deletes: str) -> None:
+async def test_nothing_outlives_a_shim_whose_delete_fails_or_hangs(tmp_path: Path, deletes: str) -> None:
     binary = tmp_path / "shim"
     binary.write_text(
         f'#!/bin/sh\nfor last; do :; done\n[ "$last" != delete ] || {deletes}\nexec {shim_binary()} "$@"\n'
     )
     binary.chmod(0o755)
     async with world(tmp_path) as here:
-        here.shims.limits = Limits(cleanup=0.5)
+        here.shims.limits = Limits(cleanup=5)
         here.add("orphan", "sleep", "1000", runtime=str(binary))
         pid = await here.tasks.create(SCOPE, NewTask("orphan"))
         await here.tasks.start(SCOPE, "orphan")
+        groups = groups_of(pid)
+        assert groups
         shim = here.shims.find("test", "orphan")
         assert shim is not None
         os.kill(shim.pid, signal.SIGKILL)
         await shim.buried.wait()
         assert not Path(f"/proc/{pid}/root/bin").exists()  # at most a zombie of whoever is its parent now
         assert [topic for topic, _ in here.events.events] == ["/tasks/exit", "/tasks/delete"]
+        assert here.leftovers == []
+        assert list((tmp_path / "runc/test").iterdir()) == []
+        assert not any(Path(group).exists() for group in groups)
+
+
+def groups_of(pid: int) -> list[Path]:
+    """The directories of the process's cgroups that are its container's alone."""
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    found = [Path(f"/sys/fs/cgroup/{names.removeprefix('name=')}{path}") for _, names, path in lines if path != "/"]
+    return [path for path in found if path.name == "orphan" and path.exists()]
+
+
+async def test_a_process_is_ended_whose_shim_left_no_word_of_its_runtime(tmp_path: Path) -> None:
+    binary = tmp_path / "shim"
+    binary.write_text(f'#!/bin/sh\nfor last; do :; done\n[ "$last" != delete ] || exit 1\nexec {shim_binary()} "$@"\n')
+    binary.chmod(0o755)
+    async with world(tmp_path) as here:
+        here.add("orphan", "sleep", "1000", runtime=str(binary))
+        pid = await here.tasks.create(SCOPE, NewTask("orphan"))
+        await here.tasks.start(SCOPE, "orphan")
+        shim = here.shims.find("test", "orphan")
+        assert shim is not None
+        (shim.bundle.path / "options.json").unlink()
+        os.kill(shim.pid, signal.SIGKILL)
+        await shim.buried.wait()
+        assert not Path(f"/proc/{pid}/root/bin").exists()
         assert here.leftovers == []
         command = ["runc", "--root", tmp_path / "runc/test", "delete", "--force", "orphan"]
         await asyncio.to_thread(subprocess.run, command, check=True)

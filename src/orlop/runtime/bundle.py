@@ -105,6 +105,11 @@ class Bundle:
         except FileNotFoundError:
             return ""
 
+    @property
+    def has_runtime_options(self) -> bool:
+        """Whether a shim noted here with what options it runs its OCI runtime."""
+        return (self.path / "options.json").exists()
+
     def remove(self) -> None:
         """Unmounts the root file system and removes both directories. What is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):

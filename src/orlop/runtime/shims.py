@@ -29,7 +29,7 @@ from orlop.rpc.ttrpc import Client
 from orlop.runtime import bootstrap as contract
 from orlop.runtime.bootstrap import ShimSettings
 from orlop.runtime.bundle import Bootstrap, Bundle, Bundles
-from orlop.runtime.names import ShimBinaries, ShimBinary
+from orlop.runtime.names import ShimBinaries, ShimBinary, own_binary
 from orlop.runtime.orphan import end_orphan
 from orlop.runtime.owner import Owner
 from orlop.runtime.shim import Shim
@@ -330,11 +330,29 @@ class ShimManager:
             return await contract.delete(binary, bundle, self.settings, self.limits.cleanup)
         except OrlopError as error:
             log.warning("%s delete of %s: %s", binary or "shim", bundle.path, error)
+            answer = await self._delete_instead(bundle, binary)
+            if answer is not None:
+                return answer
             pid = await asyncio.to_thread(end_orphan, bundle)
             if pid:
                 log.warning("container of %s (pid %d) outlived its shim: it is killed", bundle.path, pid)
                 return shim_pb2.DeleteResponse(exit_status=_KILLED)
             return shim_pb2.DeleteResponse(exit_status=_NOT_CLEANED)
+
+    async def _delete_instead(self, bundle: Bundle, binary: str) -> shim_pb2.DeleteResponse | None:
+        """What our own shim answers to the `delete` at which another one failed; None where it cannot do it.
+
+        Shims that run runc or the like note its options in the bundle as ours does; that is all that it needs to delete
+        the container, with its cgroup and the runtime's state.
+        """
+        own = own_binary()
+        if not bundle.has_runtime_options or binary == own:
+            return None
+        try:
+            return await contract.delete(own, bundle, self.settings, self.limits.cleanup)
+        except OrlopError as error:
+            log.warning("%s delete of %s: %s", own, bundle.path, error)
+            return None
 
     def _own_address(self, bundle: Bundle) -> str:
         """Where the shim of a container that is in no group listens."""
