@@ -119,7 +119,7 @@ def test_oci_hook_fills_templates_and_becomes_the_hook(tmp_path: Path) -> None:
 def test_ctr_sees_version_identity_and_plugins(tmp_path: Path) -> None:
     with DaemonProcess(tmp_path) as daemon:
         first = daemon.ctr("version")
-        assert f"Version:  {build.VERSION}" in first
+        assert f"Version:  2.4.0+orlop.{build.VERSION}\n" in first
         identity = daemon.root / "io.containerd.grpc.v1.introspection" / "uuid"
         assert f"UUID: {identity.read_text()}" in first
         assert (mode(identity), mode(identity.parent)) == (0o644, 0o700)

@@ -77,9 +77,9 @@ async def _introspection_grpc(context: InitContext) -> Any:
 async def _version(context: InitContext) -> Any:
     from orlop.api.services.version.v1 import version_pb2
     from orlop.rpc.service import Service
-    from orlop.services.version import VersionService
+    from orlop.services.version import VersionService, told
 
-    servicer = VersionService(context.daemon.version, context.daemon.revision)
+    servicer = VersionService(told(context.daemon.version), context.daemon.revision)
     return Service(version_pb2.DESCRIPTOR.services_by_name["Version"], servicer)
 
 
