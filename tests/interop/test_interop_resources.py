@@ -37,10 +37,16 @@ async def update(daemon: Daemon, name: str, resources: object) -> None:
 
 
 def setting(daemon: Daemon, name: str, controller: str, file: str) -> str:
-    """The content of a file of the container's cgroup on version 1."""
+    """The content of a file of the container's cgroup; `controller` says in which hierarchy of version 1."""
+    group = f"/sys/fs/cgroup/{controller if V1 else ''}/{group_of(daemon, name, controller)}"
+    return Path(group, file).read_text().strip()
+
+
+def group_of(daemon: Daemon, name: str, controller: str = "") -> str:
+    """The path of the container's cgroup, from the root of the hierarchy of `controller` or of version 2."""
     pid = next(line.split()[1] for line in daemon.ctr("tasks", "ls").stdout.splitlines() if line.startswith(name))
     paths = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
-    return Path(f"/sys/fs/cgroup/{controller}{paths[controller]}", file).read_text().strip()
+    return paths[controller if V1 else ""].lstrip("/")
 
 
 @pytest.mark.skipif(not V1, reason="the host has no cgroup v1 controllers")
@@ -80,14 +86,45 @@ async def test_limits_of_a_running_container_are_changed(daemon: Daemon, sleeper
     }
 
 
-@pytest.mark.parametrize("resources", [{"cpu": {"cpus": "4096"}}, {"memory": {"limit": 1}}, "no object"])
+@pytest.mark.skipif(V1, reason="the host has cgroup v1 controllers")
+async def test_limits_of_a_running_container_are_changed_on_a_host_with_version_2(daemon: Daemon, sleeper: str) -> None:
+    """The runtimes translate what the specification says in terms of version 1; `unified` is written as it is."""
+    disk = next(Path("/sys/block").glob("[hsv]d?")).joinpath("dev").read_text().strip()
+    await update(
+        daemon,
+        sleeper,
+        {
+            "memory": {"limit": 32 << 20, "reservation": 16 << 20, "swap": 48 << 20},
+            "cpu": {"shares": 256, "quota": 20000, "period": 50000, "cpus": "0"},
+            "pids": {"limit": 17},
+            "blockIO": {"weight": 300},
+            "unified": {"memory.high": str(24 << 20), "io.max": f"{disk} rbps=1048576"},
+        },
+    )
+    expected = {
+        "memory.max": str(32 << 20),
+        "memory.low": str(16 << 20),
+        "memory.swap.max": str(16 << 20),
+        "cpu.weight": "10",
+        "cpu.max": "20000 50000",
+        "cpuset.cpus": "0",
+        "pids.max": "17",
+        "memory.high": str(24 << 20),
+        "io.max": f"{disk} rbps=1048576 wbps=max riops=max wiops=max",
+    }
+    assert {file: setting(daemon, sleeper, "", file) for file in expected} == expected
+    weight = Path(f"/sys/fs/cgroup/{group_of(daemon, sleeper)}/io.weight")
+    assert not weight.exists() or weight.read_text() == "default 2930\n"  # 10 to 1000 become 1 to 10000
+
+
+@pytest.mark.parametrize("resources", [{"cpu": {"cpus": "4096"}}, {"cpu": {"quota": 1, "period": 1}}, "no object"])
 async def test_limits_that_cannot_be_are_refused_and_change_nothing(
     daemon: Daemon, sleeper: str, resources: object
 ) -> None:
     with pytest.raises(OrlopError):
         await update(daemon, sleeper, resources)
-    if V1:
-        assert setting(daemon, sleeper, "memory", "memory.limit_in_bytes") == str(64 << 20)
+    file = "memory.limit_in_bytes" if V1 else "memory.max"
+    assert setting(daemon, sleeper, "memory", file) == str(64 << 20)
     assert sleeper in daemon.ctr("tasks", "ls", "-q").stdout.split()
 
 

@@ -268,6 +268,13 @@ class Container:
                 self.init.state = RUNNING
 
     async def update(self, resources: bytes) -> None:
+        """Changes the limits to `resources`, a runtime-spec document. crun takes anything else for an empty one."""
+        try:
+            is_object = isinstance(json.loads(resources), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise Unknown(f"container {self.id}: its new resources are no JSON object")
         async with self._runtime_lock:
             self._refuse("update", self.init)
             _refuse_other_than_object(resources)
