@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_registry import FOREVER, FaultyRegistry, status
 from hypothesis import given
 from hypothesis import strategies as st
+from registry_world import repository
 
-from orlop.core.registry import Credential
+from orlop.core import media
+from orlop.core.registry import Credential, RegistryOptions
 from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError
 from orlop.registry.credential_helper import CredentialHelper
 from orlop.registry.docker_config import DockerConfig, default_path
@@ -197,3 +200,22 @@ def test_a_document_of_any_shape_is_read_or_refused(document: Any) -> None:
         except OrlopError:
             return
         assert found is None or found.secret or found.username
+
+
+async def test_what_is_kept_for_a_registrys_name_is_for_its_server_and_for_no_mirror(tmp_path: Path) -> None:
+    asks = status(401, {"WWW-Authenticate": 'Basic realm="x"'})
+    async with FaultyRegistry() as mirror, FaultyRegistry() as server:
+        mirror.on("", "", asks, times=FOREVER)
+        server.on("", "", asks)
+        server.add_manifest("r", "1", b"{}", media.OCI_MANIFEST)
+        (tmp_path / "registry.example").mkdir()
+        (tmp_path / "registry.example" / "hosts.toml").write_text(
+            f'server = "http://{server.address}"\n[host."http://{mirror.address}"]\n'
+        )
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"auths": {"registry.example": auth("u", "very-secret")}}))
+        options = RegistryOptions(str(tmp_path), credentials=DockerConfig(str(path)))
+        async with repository("registry.example/r:1", options) as target:
+            await target.resolve()
+        assert {seen.headers.get("Authorization") for seen in mirror.seen} == {None}
+        assert server.seen[-1].headers["Authorization"].startswith("Basic ")

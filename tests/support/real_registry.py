@@ -57,6 +57,10 @@ class Registry:
     def log(self) -> str:
         return (self.work / "registry.log").read_text(errors="replace")
 
+    def has(self, digest: str) -> bool:
+        """Whether a blob of that digest lies in its storage."""
+        return bool(list((self.work / "data").glob(f"**/blobs/*/*/{digest.partition(':')[2]}/data")))
+
     def host_dir(self, text: str) -> Path:
         """A directory whose `hosts.toml` for this registry is `text`."""
         directory = self.work / "certs.d"
@@ -78,9 +82,15 @@ def free_port() -> int:
 
 @contextmanager
 def serve(
-    work: Path, *, tls: Certificate | None = None, basic: bool = False, tokens: TokenServer | None = None
+    work: Path,
+    *,
+    tls: Certificate | None = None,
+    basic: bool = False,
+    tokens: TokenServer | None = None,
+    mirror_of: str = "",
 ) -> Iterator[Registry]:
-    """A registry that is empty at first; what it keeps lies below `work`."""
+    """A registry that is empty at first; what it keeps lies below `work`. `mirror_of`: it fetches what it is asked for
+    from the registry at that URL."""
     work.mkdir(exist_ok=True, parents=True)
     address = f"127.0.0.1:{free_port()}"
     http: dict[str, Any] = {"addr": address}
@@ -92,6 +102,8 @@ def serve(
         "storage": {"filesystem": {"rootdirectory": str(work / "data")}, "delete": {"enabled": True}},
         "http": http,
     }
+    if mirror_of:
+        config["proxy"] = {"remoteurl": mirror_of}
     if basic:
         (work / "htpasswd").write_text(_HTPASSWD)
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(work / "htpasswd")}}

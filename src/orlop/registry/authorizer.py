@@ -66,8 +66,14 @@ class Authorizer:
     async def _ask(self, fields: Sequence[str]) -> Credential | None:
         if self._credentials is None:
             return None
-        credential = await self._credentials.of(self._host.address, self._reference, fields)
-        return credential if credential is not None and credential.secret else None
+        names = [self._host.address]
+        if self._host.is_server and self._host.namespace:
+            names.append(self._host.namespace)  # people log in by the name that they know
+        for name in names:
+            credential = await self._credentials.of(name, self._reference, fields)
+            if credential is not None and credential.secret:
+                return credential
+        return None
 
     def _choose(self, fields: Sequence[str]) -> Challenge:
         challenges = parse_challenges(fields)

@@ -53,12 +53,18 @@ class Host:
     dial_timeout: float | None = None
     namespace: str = ""
     """The reference's host, for a server that stands in for it (`ns=`)."""
+    is_server: bool = False
+    """It is the reference's own registry under another name, and may see what is kept for that one's name."""
     http_fallback: bool = False
     """https is tried first, and http where the server speaks only that."""
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.address}{self.path}"
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        return self.scheme, self.address
 
     @property
     def is_loopback(self) -> bool:

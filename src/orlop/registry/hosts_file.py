@@ -12,6 +12,7 @@ import os
 import posixpath
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -91,7 +92,8 @@ def parse(document: Mapping[str, Any], path: str, own: Host) -> list[Host]:
     root = _Section(document, path, "")
     server = root.text("server")
     if server:
-        return [*hosts, root.host(server)]
+        own = replace(root.host(server), is_server=True)
+        return [*(replace(host, is_server=host.origin == own.origin) for host in hosts), own]
     return [*hosts, root.applied_to(own)]
 
 
