@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from orlop.core.layer import Traits
 from orlop.core.mount import Mount
-from orlop.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from orlop.mounts.mount import unmount_all
+from orlop.errors import FailedPrecondition, InvalidArgument
+from orlop.mounts.activate import perform, plan, release
+from orlop.mounts.handlers import HANDLERS
+from orlop.mounts.mount import mount_all, unmount, unmount_all
 from orlop.mounts.temporary import TemporaryMounts
 from orlop.snapshots.erofs import ErofsSnapshotter
 from orlop.snapshots.image_of_tree import write_image
@@ -32,6 +36,21 @@ async def committed(driver: ErofsSnapshotter, temporary: TemporaryMounts, name: 
         for path, text in files.items():
             Path(root, path).write_text(text)
     await driver.commit(name, f"make-{name}")
+
+
+@contextmanager
+def active(place: Path, mounts: Sequence[Mount]) -> Iterator[str]:
+    """Where `mounts` are mounted, by the mount manager's ways."""
+    directory, target = (tempfile.mkdtemp(prefix=name, dir=place) for name in ("active", "target"))
+    _, system = perform(plan(mounts, HANDLERS), directory, HANDLERS, [str(place)])
+    try:
+        mount_all(system, target)
+        try:
+            yield target
+        finally:
+            unmount(target)
+    finally:
+        release(directory, HANDLERS)
 
 
 async def test_mounts_are_those_of_containerd(tmp_path: Path, temporary: TemporaryMounts) -> None:
@@ -70,9 +89,37 @@ async def test_a_container_may_write_to_an_image_of_a_limited_size(tmp_path: Pat
     assert mounts[1].type == "format/mkdir/bind"
     with pytest.raises(InvalidArgument, match="max-size"):
         await driver.prepare("other", "", {"containerd.io/snapshot/max-size": "much"})
-    (tmp_path / "driver/snapshots/1/rwlayer.img").touch()
-    with pytest.raises(Unimplemented, match="writable images"):
-        await driver.commit("name", "k")
+    await driver.close()
+
+
+@pytest.mark.parametrize("in_use", [True, False])
+async def test_what_was_written_to_an_image_is_committed(
+    tmp_path: Path, temporary: TemporaryMounts, in_use: bool
+) -> None:
+    driver = ErofsSnapshotter(tmp_path / "driver", default_size=8 << 20)
+    with active(tmp_path, await driver.prepare("make")) as root:
+        Path(root, "one").write_text("1")
+        Path(root, "gone").write_text("g")
+    await driver.commit("base", "make")
+    with active(tmp_path, await driver.prepare("k", "base")) as root:
+        Path(root, "two").write_text("2")
+        Path(root, "gone").unlink()
+        os.mkdir(Path(root, "private"), 0o700)
+        if in_use:
+            await driver.commit("top", "k")
+    if not in_use:
+        await driver.commit("top", "k")
+    assert not list((tmp_path / "driver").glob("snapshots/*/rwlayer.img"))
+    backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert not [path for path in backing if str(tmp_path) in path]
+    with temporary.mounted(await driver.view("v", "top")) as root:
+        assert {name: Path(root, name).read_text() for name in ("one", "two")} == {"one": "1", "two": "2"}
+        assert sorted(os.listdir(root)) == ["one", "private", "two"]
+        assert os.stat(Path(root, "private")).st_mode & 0o777 == 0o700
+    await driver.prepare("empty", "top")
+    await driver.commit("nothing", "empty")
+    with temporary.mounted(await driver.view("w", "nothing")) as root:
+        assert sorted(os.listdir(root)) == ["one", "private", "two"]
     await driver.close()
 
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 _LOOP_CLR_FD = 0x4C01
 _LOOP_CONFIGURE = 0x4C0A
@@ -75,6 +76,16 @@ def detach(device: str) -> None:
                 raise
         finally:
             os.close(descriptor)
+
+
+def device_of(path: str) -> str | None:
+    """The first device that is made of the file at `path`, if there is one."""
+    wanted = os.path.realpath(path)
+    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        with suppress(OSError):  # it may go at any moment
+            if backing.read_text().rstrip("\n") == wanted:
+                return f"/dev/{backing.parent.parent.name}"
+    return None
 
 
 def _configured(path: str, flags: int) -> tuple[int, str]:

@@ -18,7 +18,9 @@ from orlop.core.mount import Mount
 from orlop.core.snapshot import Kind, Usage
 from orlop.erofs.layout import Damaged
 from orlop.erofs.reader import ImageReader
-from orlop.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from orlop.errors import FailedPrecondition, InvalidArgument, Unknown
+from orlop.mounts.image import opened
+from orlop.mounts.mount import reason
 from orlop.snapshots import idmap, trees
 from orlop.snapshots.directories import DirectorySnapshotter, make_directory, sync_directory
 from orlop.snapshots.image_of_tree import write_image
@@ -164,14 +166,29 @@ class ErofsSnapshotter(DirectorySnapshotter):
                     f"failed to commit snapshot {record.info.name}: {content} was written to after a layer was applied"
                 )
             return
-        if os.path.lexists(os.path.join(self._directory(record.id), _WRITABLE)):
-            raise Unimplemented("snapshots of writable images are not committed: unset default_size or the label")
-        with _place(self._directory(record.id)) as place:
-            write_image(content, place.index, place.tar)
+        with _place(self._directory(record.id)) as place, self._written(record.id) as tree:
+            write_image(tree, place.index, place.tar)
             place.keep("", "", Traits())
         for left in os.listdir(content):
             trees.remove(os.path.join(content, left))
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._directory(record.id), _WRITABLE))
         faults.point("snapshots.erofs.emptied")
+
+    @contextmanager
+    def _written(self, id: int) -> Iterator[str]:
+        """The directory that has what was written to an active snapshot."""
+        image = os.path.join(self._directory(id), _WRITABLE)
+        if not os.path.lexists(image):
+            yield self._content(id)
+            return
+        try:
+            with opened(image, "ext4") as root:
+                upper = f"/proc/self/fd/{root}/upper"
+                # Without one, nobody has mounted the snapshot yet.
+                yield upper if os.path.lexists(upper) else self._content(id)
+        except OSError as error:
+            raise Unknown(f"failed to mount writable layer {image}: {reason(error)}") from error
 
 
 class Place:
