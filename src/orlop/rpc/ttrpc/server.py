@@ -12,11 +12,12 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
 from orlop.api.ttrpc import request_pb2 as wire
-from orlop.errors import DeadlineExceeded, Internal, InvalidArgument, OrlopError, ResourceExhausted, Unimplemented
+from orlop.errors import DeadlineExceeded, Internal, OrlopError, ResourceExhausted, Unimplemented
 from orlop.rpc.service import Call, Method, Service
 from orlop.rpc.status import DEADLINE_TEXT, status_of
 from orlop.rpc.ttrpc.connection import Connection
-from orlop.rpc.ttrpc.frame import DATA, MAX_PAYLOAD, REQUEST, RESPONSE, Frame, oversize_text
+from orlop.rpc.ttrpc.frame import MAX_PAYLOAD, RESPONSE, Frame, oversize_text
+from orlop.rpc.ttrpc.request import RequestReader
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class _ServerConnection(Connection):
         super().__init__()
         self._server = server
         self._authorize = authorize
-        self._last_stream = 0
+        self._requests = RequestReader()
         self._pending_bytes = 0
         self.calls: set[asyncio.Task[None]] = set()
 
@@ -146,21 +147,9 @@ class _ServerConnection(Connection):
                 self._refuse(frame.stream, error)
 
     def _dispatch(self, frame: Frame) -> None:
-        if frame.oversize:
-            raise ResourceExhausted.verbatim(oversize_text(frame.oversize))
-        if frame.stream % 2 != 1:
-            raise InvalidArgument.verbatim("StreamID must be odd for client initiated streams")
-        if frame.kind == DATA:
-            raise InvalidArgument.verbatim("StreamID is no longer active")
-        if frame.kind != REQUEST:
-            return  # kinds that a later version may bring
-        if frame.stream <= self._last_stream:
-            raise InvalidArgument.verbatim("StreamID cannot be re-used and must increment")
-        self._last_stream = frame.stream
-        try:
-            request = wire.Request.FromString(frame.payload)
-        except DecodeError:
-            raise InvalidArgument.verbatim("unmarshal request error: cannot parse invalid wire-format data") from None
+        request = self._requests.read(frame)
+        if request is None:
+            return
         method = self._server.find(request.service, request.method)
         if len(self.calls) >= MAX_CALLS:
             raise ResourceExhausted.verbatim(f"more than {MAX_CALLS} calls in flight on one connection")
