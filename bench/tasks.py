@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from peers import IMAGE, Bench, Benchmark, Figure, Peer, measure, proportional, resident, shims_of, timed
 
+_SETTLED = 5.0
+"""Seconds after which a container that was started counts as idle."""
+
 
 def bench_run(bench: Bench) -> None:
     count = 0
@@ -43,6 +46,7 @@ def bench_memory(bench: Bench) -> None:
         names = [f"m{os.getpid()}-{number}" for number in range(10)]
         for name in names:
             peer.ctr("run", "-d", IMAGE, name, "sleep", "600")
+        time.sleep(_SETTLED)
         after = {process: proportional(process) for process in shims_of(peer)}
         shims.append((sum(after.values()) - sum(before.values())) / len(names))
         for name in names:
@@ -108,6 +112,7 @@ def bench_many(bench: Bench) -> None:
         before = sum(map(proportional, shims_of(peer)))
         with ThreadPoolExecutor(4) as callers:
             list(callers.map(lambda name, peer=peer: peer.ctr("run", "-d", IMAGE, name, "sleep", "6000"), names))
+            time.sleep(_SETTLED)
             after = sum(map(proportional, shims_of(peer)))
             rows.append(((after - before) / len(names), resident(peer.process.pid)))
             list(callers.map(lambda name, peer=peer: remove(peer, name), names))

@@ -42,7 +42,9 @@ class Shim:
         answer = getattr(api, names.get(method, method) + "Response", None)
         if answer is None or method in ("Exec",):
             answer = Empty
-        return await self.client.call(SERVICE, method, request, answer, timeout=30)
+        timeout = None if method == "Wait" else 30  # a wait with a deadline keeps the shim awake
+        async with asyncio.timeout(60):
+            return await self.client.call(SERVICE, method, request, answer, timeout=timeout)
 
     async def create(
         self,
@@ -110,8 +112,9 @@ def ask(path: Path, request: ForkRequest) -> ForkAnswer:
 
 @contextlib.asynccontextmanager
 async def fork_server(path: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """One whose shims sleep as soon as they can, so that whatever is tested is tested over that too."""
     server = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-I", "-m", "orlop.shim.forkserver", "--socket", str(path)]
+        [sys.executable, "-I", "-m", "orlop.shim.forkserver", "--socket", str(path), "--rest", "0.01"]
     )
     try:
         while not _accepts(path):

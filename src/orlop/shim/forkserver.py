@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 from orlop.errors import OrlopError
 from orlop.shim import container, loop, rehearsal, server
+from orlop.shim.keeper import REST, Keeper, is_possible
+from orlop.shim.reaper import become_subreaper
 from orlop.shim.request import LIMIT, ForkAnswer, ForkRequest
 
 _CHECK_EVERY = 5.0
@@ -37,7 +39,9 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 def main() -> None:
     parser = argparse.ArgumentParser(prog="orlop-forkserver")
     parser.add_argument("--socket", required=True)
-    sys.exit(ForkServer(parser.parse_args().socket).run())
+    parser.add_argument("--rest", type=float, default=REST, help="seconds after which a shim with nothing to do sleeps")
+    options = parser.parse_args()
+    sys.exit(ForkServer(options.socket, options.rest).run())
 
 
 @dataclass(slots=True)
@@ -51,8 +55,10 @@ class _Birth:
 class ForkServer:
     """Serves fork requests at `path`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, rest: float) -> None:
         self._path = path
+        self._rest = rest
+        self._keeper: Keeper | None = None
         self._selector = selectors.DefaultSelector()
         self._births: dict[int, _Birth] = {}
         self._ended = False
@@ -67,6 +73,7 @@ class ForkServer:
             return 1
         server.prepare()
         rehearsal.rehearse(self._path + ".r")
+        self._keeper = Keeper(self._rest) if is_possible() else None
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a shim that ends leaves no zombie; nobody waits for it
         self._selector.register(loop.block_signals(), selectors.EVENT_READ, self._end)
         listener, inode = self._listen()
@@ -165,13 +172,18 @@ class ForkServer:
         try:
             os.setsid()
             _libc.signal(int(signal.SIGCHLD), 0)
+            become_subreaper()
             try:
-                listener = self._settle(request, listener, inlet)
+                os.chdir(request.bundle)
             except OSError as error:
                 os.write(inlet, f"-{error}".encode())
                 os._exit(1)
-            os.write(inlet, b"+%d" % os.getpid())
-            os.close(inlet)
+            is_first = self._keeper is None or self._keeper.keep()
+            if request.environment:
+                os.environ.update(dict(request.environment))
+                container.environment.cache_clear()
+            if is_first:
+                self._settle(listener.fileno(), inlet)
             identity = server.Identity(
                 request.namespace,
                 request.id,
@@ -180,30 +192,31 @@ class ForkServer:
                 request.ttrpc_address,
                 request.debug,
             )
-            server.run(identity, listener)
+            record = None if is_first or self._keeper is None else self._keeper.recorded()
+            server.run(identity, listener, self._keeper, record)
             status = 0
         finally:
             os._exit(status)  # nothing of the fork server's is to be run by its children
 
-    def _settle(self, request: ForkRequest, listener: socket.socket, inlet: int) -> socket.socket:
-        """Lets go of what is the fork server's."""
-        self._selector.close()
-        keep = sorted((listener.fileno(), inlet, loop.block_signals()))
+    def _settle(self, listener: int, inlet: int) -> None:
+        """Lets go of what is the fork server's, and says that the shim is up."""
+        kept = {loop.block_signals()} if self._keeper is None else self._keeper.descriptors
+        keep = sorted({listener, inlet, *kept})
         edges = [_OWN_DESCRIPTORS, *(number + 1 for number in keep)]
         for low, high in zip(edges, [*keep, 1 << 20], strict=True):
             os.closerange(low, high)
-        os.chdir(request.bundle)
         try:
             log = os.open("log", os.O_RDWR | os.O_NONBLOCK)
             os.dup2(log, 2)
             os.close(log)
         except FileNotFoundError:
             pass
-        if request.environment:
-            os.environ.update(dict(request.environment))
-            container.environment.cache_clear()
-        server.set_oom_score(server.oom_score() + 1)
-        return listener
+        score = server.oom_score() + 1
+        shim = os.getpid() if self._keeper is None else self._keeper.pid
+        for process in {shim, os.getpid()}:
+            server.set_oom_score(score, process)
+        os.write(inlet, b"+%d" % shim)
+        os.close(inlet)
 
 
 def _send(client: socket.socket, answer: ForkAnswer) -> None:

@@ -166,15 +166,15 @@ class Event:
 class Lock:
     """Held by one task at a time; those that wait get it in their order."""
 
-    __slots__ = ("_held", "_waiters")
+    __slots__ = ("_waiters", "held")
 
     def __init__(self) -> None:
-        self._held = False
+        self.held = False
         self._waiters: deque[Future[None]] | None = None
 
     async def __aenter__(self) -> None:
-        if not self._held:
-            self._held = True
+        if not self.held:
+            self.held = True
             return
         waiter: Future[None] = Future()
         if self._waiters is None:
@@ -196,7 +196,7 @@ class Lock:
         if self._waiters:
             self._waiters.popleft().set_result(None)
         else:
-            self._held = False
+            self.held = False
 
 
 class Timer:
@@ -253,12 +253,18 @@ _signal_handlers: dict[int, Callback] = {}
 _current: Task[Any] | None = None
 _epoll: select.epoll | None = None
 _signal_descriptor = -1
+_rest: tuple[float, Callback] | None = None
+_rests = False
 
 
 def run(main: Coroutine[Any, None, T]) -> T:
-    """Runs the loop until `main` is done, and returns what it returns. Once in a process at a time."""
+    """Runs the loop until `main` is done, and returns what it returns. Once in a process at a time.
+
+    Signals that were blocked before are blocked after.
+    """
     global _epoll
     _epoll = select.epoll()
+    were_blocked = _signal_descriptor >= 0
     try:
         task = Task(main)
         task.add_done_callback(_nothing)  # somebody waits for it
@@ -267,6 +273,8 @@ def run(main: Coroutine[Any, None, T]) -> T:
         return task.result()
     finally:
         _close()
+        if not were_blocked:
+            _unblock_signals()
 
 
 def create_task(coroutine: Coroutine[Any, None, T]) -> Task[T]:
@@ -281,6 +289,30 @@ def call_later(seconds: float, callback: Callback) -> Timer:
     timer = Timer(time.monotonic() + seconds, callback)
     heapq.heappush(_timers, timer)
     return timer
+
+
+def on_rest(seconds: float, callback: Callback) -> None:
+    """Calls `callback` each time that nothing has happened for `seconds` and no timer runs."""
+    global _rest
+    _rest = seconds, callback
+
+
+def let_go() -> dict[int, int]:
+    """Stops watching, for a process that ends here: the events that were waited for by descriptor, signals apart."""
+    assert _epoll is not None
+    _epoll.close()
+    descriptors = {*_readers, *_writers} - {_signal_descriptor}
+    return {descriptor: _events(descriptor) for descriptor in descriptors}
+
+
+def is_busy() -> bool:
+    """Whether something is to be done already."""
+    return bool(_ready or _timers)
+
+
+def descriptors() -> set[int]:
+    """The loop's own descriptors."""
+    return {_signal_descriptor} if _epoll is None else {_signal_descriptor, _epoll.fileno()}
 
 
 async def sleep(seconds: float) -> None:
@@ -352,9 +384,18 @@ def add_signal_handler(number: int, callback: Callback) -> None:
     _signal_handlers[number] = callback
 
 
+def signalled(number: int) -> None:
+    """Handles signal `number`, which came to another process in this one's place."""
+    handler = _signal_handlers.get(number)
+    if handler is not None:
+        handler()
+
+
 def _turn(epoll: select.epoll) -> None:
     """One round: waits for something to happen if nothing is to be done, then does all that is to be done now."""
+    global _rests
     wait: float = -1
+    may_rest = False
     if _ready:
         wait = 0
     else:
@@ -362,7 +403,15 @@ def _turn(epoll: select.epoll) -> None:
             heapq.heappop(_timers)
         if _timers:
             wait = max(_timers[0].at - time.monotonic(), 0)
-    for descriptor, events in epoll.poll(wait):
+        elif _rest is not None and not _rests:
+            wait, may_rest = _rest[0], True
+    happened = epoll.poll(wait)
+    if happened or _ready or _timers:
+        _rests = False
+    elif may_rest and _rest is not None:
+        _rests = True
+        _call(_rest[1])
+    for descriptor, events in happened:
         # looked up now, as the one called before may have taken the next away
         if events & ~select.EPOLLOUT and descriptor in _readers:
             _call(_readers[descriptor])
@@ -423,11 +472,7 @@ def _signalled() -> None:
     except BlockingIOError:
         return
     for start in range(0, len(told), _SIGINFO_SIZE):
-        handler = _signal_handlers.get(
-            told[start]
-        )  # the number is the first field, little-endian on all that we run on
-        if handler is not None:
-            handler()
+        signalled(told[start])  # the number is the first field, little-endian on all that we run on
 
 
 def _nothing() -> None:
@@ -435,13 +480,18 @@ def _nothing() -> None:
 
 
 def _close() -> None:
-    global _epoll, _signal_descriptor
+    global _epoll, _rest, _rests
     for table in (_ready, _timers, _readers, _writers):
         table.clear()
+    _rest, _rests = None, False
     if _epoll is not None:
         _epoll.close()
         _epoll = None
     _signal_handlers.clear()
+
+
+def _unblock_signals() -> None:
+    global _signal_descriptor
     if _signal_descriptor >= 0:
         os.close(_signal_descriptor)
         _signal_descriptor = -1

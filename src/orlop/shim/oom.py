@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orlop.shim import files, loop
 from orlop.shim.cgroup import Cgroup
+
+OomRecord = tuple[str, str, int, int, bool]
 
 
 @dataclass(slots=True)
@@ -29,6 +31,29 @@ class OomWatcher:
         self._watched: dict[str, _Watched] = {}
         self._polled: dict[int, str] = {}
         self._poll: select.epoll | None = None
+
+    def record(self) -> list[OomRecord]:
+        """What `take_up` takes up, whose descriptors must stay open."""
+        return [(id, w.path, w.descriptor, w.kills, w.is_unified) for id, w in self._watched.items()]
+
+    def take_up(self, records: Sequence[OomRecord]) -> None:
+        """Goes on watching what an earlier watcher watched."""
+        for id, path, descriptor, kills, is_unified in records:
+            self._watch(id, _Watched(path, descriptor, kills, is_unified))
+
+    @property
+    def descriptors(self) -> set[int]:
+        polled = set() if self._poll is None else {self._poll.fileno()}
+        return polled | {watched.descriptor for watched in self._watched.values()}
+
+    def let_go(self) -> dict[int, int]:
+        """Stops watching, and returns the events to wait for, by descriptor, to know when to take up again."""
+        if self._poll is not None:
+            loop.remove_reader(self._poll.fileno())
+            self._poll.close()
+            self._poll = None
+        events = {True: select.EPOLLPRI, False: select.EPOLLIN}
+        return {watched.descriptor: events[watched.is_unified] for watched in self._watched.values()}
 
     def add(self, id: str, cgroup: Cgroup) -> None:
         """Watches `cgroup`; a host that cannot tell of kills is not watched."""
@@ -81,8 +106,7 @@ class OomWatcher:
         finally:
             if control >= 0:
                 os.close(control)
-        self._watched[id] = _Watched(path, event, _kills(path), False)
-        loop.add_reader(event, lambda: self._signalled(id))
+        self._watch(id, _Watched(path, event, _kills(path), False))
 
     def _signalled(self, id: str) -> None:
         watched = self._watched[id]
@@ -96,12 +120,18 @@ class OomWatcher:
 
     def _add_unified(self, id: str, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._watch(id, _Watched(path, descriptor, _kills(path), True))
+
+    def _watch(self, id: str, watched: _Watched) -> None:
+        self._watched[id] = watched
+        if not watched.is_unified:
+            loop.add_reader(watched.descriptor, lambda: self._signalled(id))
+            return
         if self._poll is None:
             self._poll = select.epoll()
             loop.add_reader(self._poll.fileno(), self._changed)
-        self._watched[id] = _Watched(path, descriptor, _kills(path), True)
-        self._polled[descriptor] = id
-        self._poll.register(descriptor, select.EPOLLPRI)
+        self._polled[watched.descriptor] = id
+        self._poll.register(watched.descriptor, select.EPOLLPRI)
 
     def _changed(self) -> None:
         assert self._poll is not None

@@ -38,6 +38,16 @@ class Publisher:
         self._idle.set()
         self._client: Client | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all events have been taken."""
+        return not self._queue
+
+    def hang_up(self) -> None:
+        """Closes the connection; the next event makes another."""
+        if self._client is not None:
+            self._client.abort()
+
     def publish(self, topic: str, event: Message) -> None:
         """Queues `event`, stamped with the time of this call."""
         if not self._address:

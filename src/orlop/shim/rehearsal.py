@@ -67,9 +67,7 @@ class _Reaper(Reaper):
             _note(argv[argv.index("--pid-file") + 1], self.init.pid)
         elif "kill" in argv and self.init is not None:
             self.init.kill(signal.SIGKILL)
-        done: loop.Future[Exit] = loop.Future()
-        done.set_result(Exit(0, 0, 0))
-        return Child(0, done)
+        return self.ended(Exit(0, 0, 0))
 
     def adopt(self, pid: int) -> Child:
         return self.init if self.init is not None and self.init.pid == pid else super().adopt(pid)

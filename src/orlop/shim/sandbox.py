@@ -16,9 +16,9 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -29,7 +29,7 @@ from orlop.api.types.platform_pb2 import Platform
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
 from orlop.rpc.service import Call
 from orlop.shim import files, loop
-from orlop.shim.reaper import Child, Reaper
+from orlop.shim.reaper import Child, Exit, Reaper
 from orlop.shim.ttrpc import Interface, Service
 
 _INTERFACE = Interface.of(api.DESCRIPTOR.services_by_name["Sandbox"])
@@ -40,8 +40,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PR_SET_NAME, _PR_SET_PDEATHSIG = 15, 1
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _STOP_DEADLINE = 10.0
-# Not os.fork, for the reason that the fork server gives.
-_libc = ctypes.PyDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SandboxService:
@@ -73,6 +72,36 @@ class SandboxService:
     def is_there(self) -> bool:
         """Whether a sandbox was created and not yet shut down."""
         return bool(self._id)
+
+    def record(self) -> dict[str, Any]:
+        """What `take_up` takes up."""
+        return {
+            "id": self._id,
+            "spec": self._spec,
+            "netns_path": self._netns_path,
+            "created_at": self._created_at,
+            "holder": self._holder.pid if self._holder else 0,
+            "stopped": self._stopped.is_set(),
+            "exit": (self._status, self._exited_at),
+        }
+
+    def take_up(self, record: Mapping[str, Any]) -> None:
+        """Goes on with what an earlier service recorded."""
+        self._id, self._spec, self._netns_path = record["id"], record["spec"], record["netns_path"]
+        self._created_at = record["created_at"]
+        self._status, self._exited_at = record["exit"]
+        if record["stopped"]:
+            self._stopped.set()
+        if record["holder"]:
+            exit = Exit(record["holder"], self._status, self._exited_at)
+            self._holder = self._reaper.ended(exit) if record["stopped"] else self._reaper.adopt(exit.pid)
+            if not record["stopped"]:
+                loop.create_task(self._follow(self._holder))
+
+    @property
+    def running(self) -> set[int]:
+        """The process that holds the namespaces, if it has not ended."""
+        return {self._holder.pid} if self._holder is not None and not self._stopped.is_set() else set()
 
     def service(self) -> dict[str, Service]:
         return {_INTERFACE.name: Service(_INTERFACE, self)}
@@ -173,22 +202,23 @@ class SandboxService:
     def _hold(self) -> int:
         """The pid of a process that holds the namespaces. Raises OSError with what it could not do."""
         outlet, inlet = os.pipe2(os.O_CLOEXEC)
-        wanted = _namespaces(self._spec)
-        with _pid_namespace_for_children(wanted.get("pid")):
-            pid = _libc.fork()
-            if pid == 0:
-                self._become_holder(inlet)
-        os.close(inlet)
         try:
-            if pid < 0:
-                _check(-1, "fork")
+            with _pid_namespace_for_children(_namespaces(self._spec).get("pid")):
+                pid = self._reaper.fork()
+                if pid == 0:
+                    self._become_holder(inlet)
+        except OSError:
+            os.close(outlet)
+            raise
+        finally:
+            os.close(inlet)
+        try:
             said = os.read(outlet, 512)  # it writes at once, or is gone
         finally:
             os.close(outlet)
         if said != b"+":
-            os.waitpid(pid, 0)
             raise OSError(said.decode("utf-8", "replace") or "the process ended")
-        return int(pid)
+        return pid
 
     def _become_holder(self, inlet: int) -> NoReturn:
         """In the child: never returns."""

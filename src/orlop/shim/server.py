@@ -12,12 +12,15 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orlop.errors import FailedPrecondition, PermissionDenied
 from orlop.shim import files, loop
 from orlop.shim.container import environment
+from orlop.shim.hibernation import Hibernation
+from orlop.shim.keeper import Keeper
 from orlop.shim.publisher import Publisher
 from orlop.shim.reaper import Reaper
 from orlop.shim.task import TaskService
@@ -102,49 +105,69 @@ def prepare() -> None:
     environment()
 
 
-def run(identity: Identity, listener: socket.socket) -> None:
-    """Serves until the last container is gone and the daemon says so, or a TERM or INT comes."""
+def run(
+    identity: Identity,
+    listener: socket.socket,
+    keeper: Keeper | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Serves until the last container is gone and the daemon says so, or a TERM or INT comes.
+
+    With a `keeper` this process is its worker, which takes up the `record` of the last one, and ends when it has
+    nothing to do.
+    """
     os.umask(0o022)
     _libc.prctl(_PR_SET_NAME, b"orlop-shim", 0, 0, 0)
     _log.prefix = f"ns={identity.namespace} id={identity.id}"
     if identity.debug:
         logging.getLogger().setLevel(logging.DEBUG)
-    remove_name = _remover(identity.socket_path)
+    name = _Name(identity.socket_path, record["socket"] if record else os.stat(identity.socket_path).st_ino)
     try:
-        loop.run(_serve(identity, listener, remove_name))
+        loop.run(_serve(identity, listener, name, keeper, record))
     finally:
-        remove_name()
+        name.remove()
 
 
-def _remover(path: str) -> Callable[[], None]:
-    """Removes the socket that is at `path` now, and never one that a later shim of that id has put there since."""
-    own: int | None = os.stat(path).st_ino
+class _Name:
+    """The socket's name: the inode `own` at `path`, and never one that a later shim of that id has put there since."""
 
-    def remove() -> None:
-        nonlocal own
+    def __init__(self, path: str, own: int) -> None:
+        self.path = path
+        self.own = own
+
+    def remove(self) -> None:
+        """Removes it, once: an inode's number may be given to a later socket."""
         with contextlib.suppress(FileNotFoundError):
-            # Only once: an inode's number may be given to a later socket.
-            if os.stat(path).st_ino == own:
-                with _locked(os.path.dirname(path)):
-                    os.unlink(path)
-        own = None
-
-    return remove
+            if os.stat(self.path).st_ino == self.own:
+                with _locked(os.path.dirname(self.path)):
+                    os.unlink(self.path)
+        self.own = -1
 
 
-async def _serve(identity: Identity, listener: socket.socket, remove_name: Callable[[], None]) -> None:
+async def _serve(
+    identity: Identity,
+    listener: socket.socket,
+    name: _Name,
+    keeper: Keeper | None,
+    record: Mapping[str, Any] | None,
+) -> None:
     ended = loop.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    reaper = Reaper()
-    reaper.install()
+    reaper = Reaper(keeper)
     publisher = Publisher(identity.namespace, identity.ttrpc_address)
     sending = loop.create_task(publisher.run())
     service = TaskService(identity.namespace, reaper, publisher, ended.set)
     server = Server(service.services(), listener, os.geteuid())
+    if keeper is not None:
+        hibernation = Hibernation(keeper, reaper, publisher, service, server)
+        if record is not None:
+            hibernation.take_up(record)
+        loop.on_rest(keeper.rest, lambda: hibernation.begin(name.own))
+    reaper.install()
     await ended.wait()
     # the name goes first, so that a new shim of the group is not taken for this one
-    remove_name()
+    name.remove()
     await server.close(grace=1.0)
     await service.settled(LAST_EVENTS_DEADLINE)
     await publisher.flush(LAST_EVENTS_DEADLINE)
@@ -152,10 +175,10 @@ async def _serve(identity: Identity, listener: socket.socket, remove_name: Calla
     sending.cancel()
 
 
-def set_oom_score(score: int) -> None:
-    """Sets this process's score; lowering it needs a privilege that is not always there."""
+def set_oom_score(score: int, pid: int) -> None:
+    """Sets the score of `pid`; lowering it needs a privilege that is not always there."""
     with contextlib.suppress(OSError):
-        files.write("/proc/self/oom_score_adj", b"%d" % min(score, 1000))
+        files.write(f"/proc/{pid}/oom_score_adj", b"%d" % min(score, 1000))
 
 
 def oom_score(pid: int | str = "self") -> int:

@@ -13,7 +13,7 @@ import select
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from orlop.errors import Unknown
@@ -105,6 +105,20 @@ class DirectStreams:
             streams.close()
             raise
         return streams
+
+    @classmethod
+    def taken_up(cls, record: Mapping[str, Any]) -> DirectStreams:
+        """What `record` was made of."""
+        streams = cls()
+        vars(streams).update(record)
+        return streams
+
+    def record(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @property
+    def descriptors(self) -> set[int]:
+        return {*self._files.values(), *self._holders, self._stdin_reader, self._stdin_holder} - {-1}
 
     @property
     def files(self) -> Mapping[int, int]:

@@ -7,8 +7,7 @@ container's execs are published before that of its init; each exit is published 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -24,12 +23,12 @@ from orlop.shim import loop
 from orlop.shim.cgroup import Cgroup
 from orlop.shim.container import Container, ExecProcess
 from orlop.shim.metrics import stats_of
-from orlop.shim.oom import OomWatcher
+from orlop.shim.oom import OomRecord, OomWatcher
 from orlop.shim.process import Process
 from orlop.shim.publisher import Publisher
 from orlop.shim.reaper import Exit, Reaper
 from orlop.shim.sandbox import SandboxService
-from orlop.shim.stdio import Stdio
+from orlop.shim.stdio import DirectStreams, Stdio
 from orlop.shim.ttrpc import Interface, Service
 
 log = logging.getLogger(__name__)
@@ -73,6 +72,41 @@ class TaskService:
         """This service under both of its names: all that version 2 knows is the same bytes in version 3."""
         service = Service(_INTERFACE, self)
         return {_INTERFACE.name: service, _VERSION_2: service} | self.sandbox.service()
+
+    def record(self) -> tuple[list[Container], list[tuple[str, str, dict[str, str]]], Sequence[OomRecord]] | None:
+        """The containers with their control groups, and what is known of kills; None while one is made."""
+        if self._reserved:
+            return None
+        cgroups = [(id, cgroup.unified, cgroup.controllers) for id, cgroup in self._cgroups.items()]
+        return list(self._containers.values()), cgroups, self._oom.record()
+
+    def take_up(
+        self,
+        containers: Sequence[Container],
+        cgroups: Sequence[tuple[str, str, dict[str, str]]],
+        kills: Sequence[OomRecord],
+    ) -> None:
+        """Goes on with what an earlier service recorded."""
+        self._cgroups = {id: Cgroup(unified, controllers) for id, unified, controllers in cgroups}
+        self._oom.take_up(kills)
+        for container in containers:
+            self._containers[container.id] = container
+            if container.init.child is not None and container.init.exit is None:
+                self._watch(self._await_init(container))
+            for process in container.execs.values():
+                if process.child is not None and process.exit is None:
+                    self._watch(self._await_exec(container, process))
+
+    @property
+    def descriptors(self) -> set[int]:
+        """What is open for the containers."""
+        processes = [p for container in self._containers.values() for p in (container.init, *container.execs.values())]
+        streams = [process.streams for process in processes if isinstance(process.streams, DirectStreams)]
+        return self._oom.descriptors.union(*(each.descriptors for each in streams))
+
+    def let_go(self) -> dict[int, int]:
+        """The events, by descriptor, on which this is to be taken up again, beside those of the loop."""
+        return self._oom.let_go()
 
     async def settled(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for exits that are being published."""
@@ -245,7 +279,7 @@ class TaskService:
 
     async def Connect(self, request: v3.ConnectRequest, call: Call) -> v3.ConnectResponse:
         container = self._containers.get(request.id)
-        return v3.ConnectResponse(shim_pid=os.getpid(), task_pid=container.init.pid if container else 0)
+        return v3.ConnectResponse(shim_pid=self._reaper.shim_pid, task_pid=container.init.pid if container else 0)
 
     async def Shutdown(self, request: v3.ShutdownRequest, call: Call) -> Empty:
         """Ends the shim unless it still has containers or a sandbox."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ MAX_PENDING_BYTES = 64 << 20
 _MAX_QUEUED_BYTES = 1 << 20
 """While more than this waits to be taken by the peer, nothing is read from it."""
 _CHUNK = 64 << 10
+_WAITS = ("Wait", "WaitSandbox")
+"""Methods of the shim's services that only wait, so that another process may go on with them."""
 _PEER = struct.Struct("=iii")
 
 Function = Callable[[Any, Call], Coroutine[Any, None, Message]]
@@ -54,12 +56,17 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._descriptor = sock.fileno()
+        self.descriptor = sock.fileno()
         self._parser = FrameParser()
         self._queued = b""
         self._closing = False
         self.is_open = True
-        loop.add_reader(self._descriptor, self._readable)
+        loop.add_reader(self.descriptor, self._readable)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is half sent or half received."""
+        return not (self._queued or self._closing or self._parser.is_within)
 
     def received(self, frame: Frame) -> None:
         raise AssertionError("a subclass says what a frame means")
@@ -80,7 +87,7 @@ class Connection:
             return
         self._queued = self._write(frame)
         if self._queued:
-            loop.add_writer(self._descriptor, self._writable)
+            loop.add_writer(self.descriptor, self._writable)
             self.regulate()
 
     def regulate(self) -> None:
@@ -88,9 +95,9 @@ class Connection:
         if not self.is_open:
             return
         if self.overloaded():
-            loop.remove_reader(self._descriptor)
+            loop.remove_reader(self.descriptor)
         else:
-            loop.add_reader(self._descriptor, self._readable)
+            loop.add_reader(self.descriptor, self._readable)
 
     def shut(self) -> None:
         """Closes once what is queued has been taken."""
@@ -102,8 +109,8 @@ class Connection:
         if not self.is_open:
             return
         self.is_open = False
-        loop.remove_reader(self._descriptor)
-        loop.remove_writer(self._descriptor)
+        loop.remove_reader(self.descriptor)
+        loop.remove_writer(self.descriptor)
         self._socket.close()
         self.ended()
 
@@ -123,7 +130,7 @@ class Connection:
     def _writable(self) -> None:
         self._queued = self._write(self._queued)
         if self.is_open and not self._queued:
-            loop.remove_writer(self._descriptor)
+            loop.remove_writer(self.descriptor)
             if self._closing:
                 self.abort()
             else:
@@ -188,6 +195,24 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
 
+    @property
+    def descriptors(self) -> set[int]:
+        return {self._listener.fileno()} | {connection.descriptor for connection in self._connections}
+
+    def record(self) -> list[dict[str, Any]] | None:
+        """What `take_up` takes up; None unless all that goes on in this server is to wait."""
+        records = [connection.record() for connection in self._connections]
+        known = [record for record in records if record is not None]
+        return known if len(known) == len(records) else None
+
+    def take_up(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on with the connections of an earlier server."""
+        for record in records:
+            sock = socket.socket(fileno=record["descriptor"])
+            connection = _ServerConnection(sock, self, record["last_stream"])
+            self._connections.add(connection)
+            connection.take_up(record["waiting"])
+
     def find(self, service: str, method: str) -> tuple[type[Message], Function]:
         """The message that a method takes, and the function that answers it. Raises Unimplemented."""
         found = self._services.get(service)
@@ -218,12 +243,12 @@ class Server:
 class _ServerConnection(Connection):
     """One client. Its calls are tasks that end with it at the latest."""
 
-    def __init__(self, sock: socket.socket, server: Server) -> None:
+    def __init__(self, sock: socket.socket, server: Server, last_stream: int = 0) -> None:
         super().__init__(sock)
         self._server = server
-        self._requests = RequestReader()
+        self._requests = RequestReader(last_stream)
         self._pending_bytes = 0
-        self.calls: set[loop.Task[None]] = set()
+        self.calls: dict[loop.Task[None], tuple[int, wire.Request]] = {}
         self.lost: loop.Future[None] = loop.Future()
 
     def overloaded(self) -> bool:
@@ -235,6 +260,18 @@ class _ServerConnection(Connection):
         self._server.forget(self)
         self.lost.set_result(None)
 
+    def record(self) -> dict[str, Any] | None:
+        """What `take_up` makes it from; None while it is in the middle of something, or a call is no Wait."""
+        waiting = [(stream, request.SerializeToString()) for stream, request in self.calls.values()]
+        if not self.is_idle or any(request.method not in _WAITS for _, request in self.calls.values()):
+            return None
+        return {"descriptor": self.descriptor, "last_stream": self._requests.last_stream, "waiting": waiting}
+
+    def take_up(self, waiting: Sequence[tuple[int, bytes]]) -> None:
+        """Goes on waiting for what was waited for."""
+        for stream, payload in waiting:
+            self._start(stream, wire.Request.FromString(payload), len(payload))
+
     def received(self, frame: Frame) -> None:
         if self.is_open:
             try:
@@ -244,16 +281,17 @@ class _ServerConnection(Connection):
 
     def _dispatch(self, frame: Frame) -> None:
         request = self._requests.read(frame)
-        if request is None:
-            return
+        if request is not None:
+            self._start(frame.stream, request, len(frame.payload))
+
+    def _start(self, stream: int, request: wire.Request, size: int) -> None:
         kind, function = self._server.find(request.service, request.method)
         if len(self.calls) >= MAX_CALLS:
             raise ResourceExhausted.verbatim(f"more than {MAX_CALLS} calls in flight on one connection")
-        size = len(frame.payload)
         self._pending_bytes += size
-        task = loop.create_task(self._run(frame.stream, kind, function, request, size))
-        self.calls.add(task)
-        task.add_done_callback(lambda: self.calls.discard(task))
+        task = loop.create_task(self._run(stream, kind, function, request, size))
+        self.calls[task] = stream, request
+        task.add_done_callback(lambda: self.calls.pop(task, None))
         if self._pending_bytes > MAX_PENDING_BYTES:
             self.regulate()
 

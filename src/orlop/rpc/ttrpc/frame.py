@@ -42,6 +42,11 @@ class FrameParser:
         self._buffer = bytearray()
         self._skip = 0
 
+    @property
+    def is_within(self) -> bool:
+        """Whether a frame has arrived in part."""
+        return bool(self._buffer or self._skip)
+
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames that are complete once `chunk` has arrived. A frame over the limit is told when its header is."""
         data: bytes | bytearray = chunk
