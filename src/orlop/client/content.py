@@ -41,7 +41,11 @@ class Content(Remote):
         info = await self.info(scope, digest)
         return BlobReader(self, scope, digest, info.size)
 
-    async def open_writer(self, scope: Scope, ref: str, total: int = 0, expected: str = "") -> IngestWriter:
+    async def open_writer(
+        self, scope: Scope, ref: str, total: int = 0, expected: str = "", *, outlives_lease: bool = False
+    ) -> IngestWriter:
+        if outlives_lease and scope.lease:
+            raise Unimplemented("an ingest that outlives the lease of its blob, by a client")
         writer = IngestWriter(self, scope, ref, total, expected)
         try:
             await writer.status()

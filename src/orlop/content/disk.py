@@ -39,14 +39,19 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes `path` so that a reader sees the old text or the new one, whole. It is not synced."""
-    draft = path.with_name(path.name + ".tmp")
-    descriptor = open_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def write_file(path: Path, text: str) -> None:
+    """Writes the new file `path`. It is not synced."""
+    descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         write_all(descriptor, text.encode())
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes `path` so that a reader sees the old text or the new one, whole. It is not synced."""
+    draft = path.with_name(path.name + ".tmp")
+    write_file(draft, text)
     draft.rename(path)
 
 
@@ -66,13 +71,11 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def remove_directory(path: Path) -> None:
-    """Removes a directory of plain files. What is gone already is no error; a missing `path` is."""
+def empty_directory(path: Path) -> None:
+    """Removes the files of a directory that has no others. What is gone already is no error; a missing `path` is."""
     for name in os.listdir(path):
         with contextlib.suppress(FileNotFoundError):
             (path / name).unlink()
-    with contextlib.suppress(FileNotFoundError):
-        path.rmdir()
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """Ingests on disk: a directory each, named by the hash of its ref, so that no ref is ever part of a path.
 
 Its files are containerd's: `ref`, `data`, `startedat`, `updatedat` and, where it is known, `total`. `ref` is written
-last, so that a directory that has one is whole.
+last, so that a directory that has one is whole; nothing of it is synced before its data is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from orlop import faults
 from orlop.content import disk
 from orlop.core import clock, rfc3339
 from orlop.core.content import IngestStatus
+
+_FILES = ("ref", "data", "total", "startedat", "updatedat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +38,29 @@ class IngestDirectory:
 
     def create(self, ref: str, total: int) -> IngestStatus:
         """Starts the ingest anew, dropping what an earlier one left. Returns its status."""
-        disk.make_directory(self.path)
-        for name in ("ref", "data", "total"):
-            (self.path / name).unlink(missing_ok=True)
+        if not disk.make_directory(self.path):
+            disk.empty_directory(self.path)
         faults.point("content.ingest.directory")
         now = clock.now()
-        disk.replace_file(self.path / "startedat", rfc3339.render(now))
-        disk.replace_file(self.path / "updatedat", rfc3339.render(now))
+        disk.write_file(self.path / "startedat", rfc3339.render(now))
+        # The same until it is replaced.
+        os.link(self.path / "startedat", self.path / "updatedat")
         if total > 0:
-            disk.replace_file(self.path / "total", str(total))
+            disk.write_file(self.path / "total", str(total))
         faults.point("content.ingest.described")
-        os.close(disk.open_file(self.data, os.O_WRONLY | os.O_CREAT))
-        disk.replace_file(self.path / "ref", ref)
+        disk.write_file(self.data, "")
+        disk.write_file(self.path / "ref", ref)
         faults.point("content.ingest.created")
         return IngestStatus(ref=ref, offset=0, total=total, started_at=now, updated_at=now)
 
     def status(self) -> IngestStatus | None:
         """What the files tell; None if there is no ingest, or not a whole one."""
         try:
+            ref = disk.read_text(self.path / "ref")
+            if IngestDirectory.of(self.path.parent, ref) != self:
+                return None
             return IngestStatus(
-                ref=disk.read_text(self.path / "ref"),
+                ref=ref,
                 offset=os.stat(self.data, follow_symlinks=False).st_size,
                 total=self._total(),
                 started_at=rfc3339.parse(disk.read_text(self.path / "startedat")),
@@ -68,10 +75,19 @@ class IngestDirectory:
 
     def remove(self) -> bool:
         """False if it was not there."""
+        for name in _FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path / name)
         try:
-            disk.remove_directory(self.path)
+            os.rmdir(self.path)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            with contextlib.suppress(FileNotFoundError):  # somebody else does the same
+                disk.empty_directory(self.path)
+                self.path.rmdir()
         return True
 
     def _total(self) -> int:

@@ -51,6 +51,8 @@ class LocalWriter:
         self._release = release
         self._one_at_a_time = threading.Lock()
         self._committed = ""
+        self._synced = -1
+        """The offset up to which the data is durable."""
         self._hasher = hashlib.new(algorithm)
         self._descriptor = self._open(directory.data)
         try:
@@ -145,6 +147,7 @@ class LocalWriter:
                 # A part of it may be in the file: what is digested and what is stored must stay the same.
                 os.ftruncate(self._descriptor, self._offset)
                 os.lseek(self._descriptor, self._offset, os.SEEK_SET)
+                self._synced = -1
                 raise disk.failure(error, self._directory.data) from error
             self._hasher.update(data)
             self._offset += len(data)
@@ -156,7 +159,7 @@ class LocalWriter:
             with disk.named_failures(self._directory.data):
                 os.ftruncate(self._descriptor, 0)
                 os.lseek(self._descriptor, 0, os.SEEK_SET)
-            self._offset = 0
+            self._offset, self._synced = 0, -1
             self._hasher = hashlib.new(self._algorithm)
             self._updated_at = clock.now()
 
@@ -164,7 +167,12 @@ class LocalWriter:
         with self._one_at_a_time:
             self._require_open("sync")
             with disk.named_failures(self._directory.data):
-                os.fsync(self._descriptor)
+                self._sync_data()
+
+    def _sync_data(self) -> None:
+        if self._synced != self._offset:
+            os.fsync(self._descriptor)
+            self._synced = self._offset
 
     def _commit(self, size: int, expected: str) -> ContentInfo:
         with self._one_at_a_time:
@@ -192,7 +200,7 @@ class LocalWriter:
 
     def _make_durable(self) -> None:
         with disk.named_failures(self._directory.data):
-            os.fsync(self._descriptor)
+            self._sync_data()
             faults.point("content.commit.synced")
             os.fchmod(self._descriptor, disk.BLOB_MODE)
             faults.point("content.commit.readonly")
@@ -222,7 +230,7 @@ class LocalWriter:
                 return
             try:
                 with disk.named_failures(self._directory.data):
-                    os.fsync(self._descriptor)
+                    self._sync_data()
                     if self._directory.path.exists():
                         self._directory.touch(self._updated_at)
             finally:

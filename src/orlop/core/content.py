@@ -112,7 +112,10 @@ class ContentStore(Protocol):
 
     async def open_reader(self, scope: Scope, digest: str) -> Reader: ...
 
-    async def open_writer(self, scope: Scope, ref: str, total: int = 0, expected: str = "") -> Writer: ...
+    async def open_writer(
+        self, scope: Scope, ref: str, total: int = 0, expected: str = "", *, outlives_lease: bool = False
+    ) -> Writer:
+        """The ingest joins the lease of `scope`; one that `outlives_lease` lives a day, and its blob joins."""
 
     async def status(self, scope: Scope, ref: str) -> IngestStatus: ...
 

@@ -100,18 +100,23 @@ class NamespacedContent:
             raise DataLoss(f"content {digest}: {reader.size} bytes on disk, {info.size} were committed")
         return reader
 
-    async def open_writer(self, scope: Scope, ref: str, total: int = 0, expected: str = "") -> NamespacedWriter:
+    async def open_writer(
+        self, scope: Scope, ref: str, total: int = 0, expected: str = "", *, outlives_lease: bool = False
+    ) -> NamespacedWriter:
         """Starts the ingest `ref` of the namespace or goes on with it; it joins the caller's lease, or lives a day.
 
-        Raises AlreadyExists if the namespace has `expected`: then that joins the lease. Raises NotFound if the lease
-        does not exist, and Unavailable while `ref` is open elsewhere.
+        What is new may be lost with the power, as what is written to it may. Raises AlreadyExists if the namespace has
+        `expected`: then that joins the lease. Raises NotFound if the lease does not exist, and Unavailable while `ref`
+        is open elsewhere.
         """
         if not ref:
             raise InvalidArgument("ref must not be empty")
         async with self._gate.passing():
             stored = await self._stored(expected)
+            holder = Scope(scope.namespace) if outlives_lease else scope
             opened = await self._db.write(
-                lambda connection: self._open(connection, scope, ref, total, expected, stored)
+                lambda connection: self._open(connection, scope, holder, ref, total, expected, stored),
+                durable=stored is not None,
             )
             if opened is None:
                 raise AlreadyExists(f"content {expected}")
@@ -197,12 +202,17 @@ class NamespacedContent:
         self,
         connection: apsw.Connection,
         scope: Scope,
+        holder: Scope,
         ref: str,
         total: int,
         expected: str,
         stored: ContentInfo | None,
     ) -> tuple[str, ContentInfo | None] | None:
-        """The ingest's name in the backend, and the blob that it stands for; None if the namespace has the blob."""
+        """The ingest's name in the backend, and the blob that it stands for; None if the namespace has the blob.
+
+        The blob joins the lease of `scope`, the ingest that of `holder`.
+        """
+        leases.require(connection, scope)
         if expected and _find(connection, scope.namespace, expected) is not None:
             if stored is not None:
                 leases.join(connection, scope, "content", expected)
@@ -210,12 +220,12 @@ class NamespacedContent:
             _forget(connection, scope.namespace, expected)
         shared = stored if stored and total in (0, stored.size) and self._may_share(connection, expected) else None
         records.ensure_namespace(connection, scope.namespace)
-        leases.join(connection, scope, "ingests", ref)
+        leases.join(connection, holder, "ingests", ref)
         rows: list[tuple[Any, ...]] = connection.execute(
             "INSERT INTO ingests (namespace, ref, expected, expires_at) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (namespace, ref) DO UPDATE SET expected = excluded.expected, expires_at = excluded.expires_at "
             "RETURNING row",
-            (scope.namespace, ref, expected if shared else "", None if scope.lease else clock.now() + _INGEST_LIFE),
+            (scope.namespace, ref, expected if shared else "", None if holder.lease else clock.now() + _INGEST_LIFE),
         ).fetchall()
         return _backend_ref(scope.namespace, rows[0][0], ref), shared
 

@@ -118,8 +118,14 @@ def join(connection: apsw.Connection, scope: Scope, type: str, id: str) -> None:
     Raises NotFound if the lease does not exist.
     """
     if scope.lease:
-        _require(connection, scope.namespace, scope.lease, "lease does not exist")
+        require(connection, scope)
         _list(connection, scope.namespace, scope.lease, Resource(type, id))
+
+
+def require(connection: apsw.Connection, scope: Scope) -> None:
+    """Raises NotFound if the lease of a call does not exist; a call may have none."""
+    if scope.lease:
+        _require(connection, scope.namespace, scope.lease, "lease does not exist")
 
 
 def leave(connection: apsw.Connection, scope: Scope, type: str, id: str) -> None:

@@ -49,6 +49,11 @@ def require(connection: apsw.Connection, namespace: str, snapshotter: str, name:
     return record
 
 
+def has_any(connection: apsw.Connection, scope: Scope, snapshotter: str) -> bool:
+    query = "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? LIMIT 1"
+    return connection.execute(query, (scope.namespace, snapshotter)).fetchone() is not None
+
+
 def all_of(connection: apsw.Connection, scope: Scope, snapshotter: str) -> list[SnapshotRecord]:
     """By name."""
     rows = connection.execute(
@@ -77,21 +82,16 @@ def origin(backend: str) -> str:
     return f"{namespace}/{rest[0]}" if len(rest) == 2 and rest[0].isdecimal() else ""
 
 
-def new_backend(connection: apsw.Connection, scope: Scope, snapshotter: str, key: str) -> tuple[int, str]:
-    """A row that was never given before, and the driver's name with it.
-
-    Refuses here, before any work, a lease that is not there.
-    """
-    leases.join(connection, scope, f"snapshots/{snapshotter}", key)
-    connection.execute(
-        "INSERT INTO snapshots (namespace, snapshotter, name, parent, backend, labels, created_at, updated_at) "
-        "VALUES (?, ?, ?, '', '', '{}', 0, 0)",
-        (scope.namespace, snapshotter, key),
-    )
-    number = connection.last_insert_rowid()
-    connection.execute("DELETE FROM snapshots WHERE row = ?", (number,))
-    leases.leave(connection, scope, f"snapshots/{snapshotter}", key)
-    return number, f"{scope.namespace}/{number}/{key}"
+def reserve(connection: apsw.Connection, count: int) -> range:
+    """Rows that were never given before, nor will be."""
+    connection.execute("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'snapshots'", (count,))
+    if not connection.changes():
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshots', ?)", (count,))
+    rows: list[tuple[Any, ...]] = connection.execute(
+        "SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'"
+    ).fetchall()
+    last = int(rows[0][0])
+    return range(last - count + 1, last + 1)
 
 
 def insert(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from orlop.metadata.snapshot_records import SnapshotRecord
 
 REF_LABEL = "containerd.io/snapshot.ref"
 _INHERITED_PREFIX = "containerd.io/snapshot/"
+_ROWS_AT_ONCE = 64
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class NamespacedSnapshots:
         self._publisher = publisher
         self._gates = {name: Gate() for name in self._drivers}
         self._names = Reservations()
+        self._new_rows: deque[int] = deque()
 
     @property
     def snapshotters(self) -> list[str]:
@@ -208,6 +211,26 @@ class NamespacedSnapshots:
             )
         )
 
+    async def _rely_on(self, scope: Scope, snapshotter: str, name: str) -> bool:
+        """Whether there is a snapshot `name`, which then joins the lease."""
+
+        def is_there(connection: apsw.Connection) -> bool:
+            return rows.find(connection, scope.namespace, snapshotter, name) is not None
+
+        def join(connection: apsw.Connection) -> bool:
+            if not is_there(connection):
+                return False
+            leases.join(connection, scope, f"snapshots/{snapshotter}", name)
+            return True
+
+        return self._db.read(is_there) and await self._db.write(join)
+
+    async def _new_row(self) -> int:
+        """One that was never given before. Many are taken at once: each time, the disk must have heard of it."""
+        while not self._new_rows:
+            self._new_rows.extend(await self._db.write(lambda connection: rows.reserve(connection, _ROWS_AT_ONCE)))
+        return self._new_rows.popleft()
+
     async def _create(
         self,
         scope: Scope,
@@ -230,20 +253,16 @@ class NamespacedSnapshots:
     async def _make(self, driver: Snapshotter, scope: Scope, snapshotter: str, new: SnapshotInfo) -> list[Mount]:
         target = new.labels.get(REF_LABEL, "")
 
-        def reserve(connection: apsw.Connection) -> tuple[int, str, str] | AlreadyExists:
-            for name, what in ((target, f'target snapshot "{target}"'), (new.name, f'snapshot "{new.name}"')):
-                if name and rows.find(connection, scope.namespace, snapshotter, name):
-                    leases.join(connection, scope, f"snapshots/{snapshotter}", name)
-                    return AlreadyExists(what)
-            above = rows.parent_backend(connection, scope, snapshotter, new.parent)
-            if not new.name:
-                raise Unknown("bucket name required")
-            return *rows.new_backend(connection, scope, snapshotter, new.name), above
-
-        reserved = await self._db.write(reserve)
-        if isinstance(reserved, AlreadyExists):
-            raise reserved
-        row, backend, above = reserved
+        for name, what in ((target, f'target snapshot "{target}"'), (new.name, f'snapshot "{new.name}"')):
+            if name and await self._rely_on(scope, snapshotter, name):
+                raise AlreadyExists(what)
+        above = self._db.read(lambda connection: rows.parent_backend(connection, scope, snapshotter, new.parent))
+        if not new.name:
+            raise Unknown("bucket name required")
+        # Before any work; the record that is made at last asks for both once more.
+        self._db.read(lambda connection: leases.require(connection, scope))
+        row = await self._new_row()
+        backend = f"{scope.namespace}/{row}/{new.name}"
         make = driver.view if new.kind is Kind.VIEW else driver.prepare
         try:
             mounts = await make(backend, above, _inherited(new.labels))
@@ -304,28 +323,20 @@ class NamespacedSnapshots:
         labels_: dict[str, str],
         parent: str,
     ) -> None:
-        where = (scope.namespace, snapshotter)
+        if not self._db.read(lambda connection: rows.has_any(connection, scope, snapshotter)):
+            raise NotFound(f'can not find snapshotter "{snapshotter}"')
+        if not name:
+            raise Unknown("bucket name required")
+        if await self._rely_on(scope, snapshotter, name):
+            raise AlreadyExists(f'snapshot "{name}"')
 
-        def reserve(connection: apsw.Connection) -> tuple[SnapshotRecord, str, str, int] | AlreadyExists:
-            if not connection.execute(
-                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? LIMIT 1", where
-            ).fetchone():
-                raise NotFound(f'can not find snapshotter "{snapshotter}"')
-            if not name:
-                raise Unknown("bucket name required")
-            if rows.find(connection, *where, name):
-                leases.join(connection, scope, f"snapshots/{snapshotter}", name)
-                return AlreadyExists(f'snapshot "{name}"')
-            record = rows.require(connection, *where, key, f"snapshot {key} does not exist")
+        def find(connection: apsw.Connection) -> tuple[SnapshotRecord, str, str]:
+            leases.require(connection, scope)
+            record = rows.require(connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist")
             above = record.info.parent or parent
-            above_backend = rows.parent_backend(connection, scope, snapshotter, above)
-            row, _ = rows.new_backend(connection, scope, snapshotter, name)
-            return record, above, above_backend, row
+            return record, above, rows.parent_backend(connection, scope, snapshotter, above)
 
-        reserved = await self._db.write(reserve)
-        if isinstance(reserved, AlreadyExists):
-            raise reserved
-        record, above, above_backend, row = reserved
+        record, above, above_backend = self._db.read(find)
         backend = f"{rows.origin(record.backend)}/{name}"
         rebase = "" if record.info.parent else above_backend
         try:
@@ -338,7 +349,7 @@ class NamespacedSnapshots:
 
         def change(connection: apsw.Connection) -> None:
             rows.forget(connection, scope, snapshotter, key)
-            rows.insert(connection, scope, snapshotter, committed, row, backend, above_backend)
+            rows.insert(connection, scope, snapshotter, committed, None, backend, above_backend)
 
         await self._db.write(change)
 

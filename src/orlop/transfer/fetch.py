@@ -1,7 +1,7 @@
 """Blobs from a registry into the content store: each fetched once, checked, resumed where it stopped.
 
-An ingest is written without a lease, so that it lives a day: what a pull that failed or was killed had received is
-there for the next. The digest is listed in the pull's lease before the blob is committed.
+An ingest is in no lease, so that it lives a day: what a pull that failed or was killed had received is there for the
+next. The blob that it becomes is in the pull's.
 """
 
 from __future__ import annotations
@@ -103,7 +103,6 @@ class Fetches:
             await self._content.update(origin.scope, update, [f"labels.{key}"])
 
     async def _blob(self, origin: Origin, descriptor: Descriptor, arrival: Arrival) -> bool:
-        await self.keep(origin.scope, descriptor.digest)
         try:
             writer = await self._open(origin.scope, descriptor)
         except AlreadyExists:
@@ -126,8 +125,9 @@ class Fetches:
         pause = _FIRST_PAUSE
         while True:
             try:
-                unleased = Scope(scope.namespace)
-                return await self._content.open_writer(unleased, ref_of(descriptor), descriptor.size, descriptor.digest)
+                return await self._content.open_writer(
+                    scope, ref_of(descriptor), descriptor.size, descriptor.digest, outlives_lease=True
+                )
             except Unavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
