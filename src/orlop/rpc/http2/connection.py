@@ -87,6 +87,9 @@ class Connection(asyncio.Protocol):
         self._ended = ended
         self._transport: asyncio.Transport | None = None
         self._rest = b""
+        self._output: list[bytes] = []
+        self._output_size = 0
+        self._flushing = False
         self._greeted = self._settled = self._leaving = False
         self._timer: asyncio.TimerHandle | None = None
         self._decoder = Decoder(limits.headers)
@@ -137,8 +140,29 @@ class Connection(asyncio.Protocol):
         self._wake_all()
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
+        """Has `data` written with all else that this turn of the loop has to say."""
+        self._output.append(data)
+        self._output_size += len(data)
+        if self._output_size > _WRITE_BUFFER:
+            self._flush()
+        else:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flushing = False
+        self._flush()
+
+    def _flush(self) -> None:
+        output = self._output
+        if output and self._transport is not None:
+            self._transport.write(output[0] if len(output) == 1 else b"".join(output))
+        output.clear()
+        self._output_size = 0
 
     def leave(self) -> None:
         """Tells the client that no further calls are taken."""
@@ -148,6 +172,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Ends the connection once what was written is sent."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -157,7 +182,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._rest = self._rest + data if self._rest else data
+        # What is written meanwhile waits for the first step of the calls that begin here.
+        waiting, self._flushing = self._flushing, True
         self._advance()
+        if not waiting:
+            self.loop.call_soon(self._flush_now)
 
     def _advance(self) -> None:
         """Takes the frames that are there in full; a great many of them in several turns, so that others get theirs."""
