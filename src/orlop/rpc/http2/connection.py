@@ -44,7 +44,7 @@ _MAX_PIECES = 1000
 """Frames of a header block."""
 _MAX_UNREAD = 1000
 """Calls of a client that does not read, before we stop to read, too."""
-_TURN = 512
+_TURN = 128
 """Frames that are taken at once."""
 _REMEMBERED_BLOCKS = 64
 _REMEMBERED_SIZE = 1024
@@ -102,7 +102,8 @@ class Connection(asyncio.Protocol):
         self._initial_window = DEFAULT_WINDOW
         self._replies = 0
         self._pauses = 0
-        self._crowded = False
+        self._behind = self._crowded = False
+        """Why it is paused: frames wait for their turn; the client does not read its answers."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by descent
@@ -182,6 +183,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._rest = self._rest + data if self._rest else data
+        if self._behind:
+            return
         # What is written meanwhile waits for the first step of the calls that begin here.
         waiting, self._flushing = self._flushing, True
         self._advance()
@@ -208,19 +211,28 @@ class Connection(asyncio.Protocol):
                 if end - start < size:
                     break
                 if frames == _TURN:
-                    self._pause()
-                    self.loop.call_soon(self._next_turn)
-                    break
+                    self._rest = data[position:]
+                    self._go_on_later()
+                    return
                 frames += 1
                 position = start + size
                 self._take(kind, flags, id & MAX_WINDOW, data[start:position])
             self._rest = data[position:]
+            if self._behind:
+                self._behind = False
+                self._resume()
         except ConnectionFailure as failure:
             self._fail(failure)
 
+    def _go_on_later(self) -> None:
+        """Leaves what is there to the next turn, and does not read meanwhile."""
+        if not self._behind:
+            self._behind = True
+            self._pause()
+        self.loop.call_soon(self._next_turn)
+
     def _next_turn(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._resume()
             self._advance()
 
     def _pause(self) -> None:
