@@ -9,7 +9,9 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import busybox_image
 import pytest
@@ -20,6 +22,18 @@ pytestmark = [pytest.mark.root, pytest.mark.runtime]
 
 UID = 54321
 ENTER = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
+SHOW = [
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    """
+while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 92; shift 2; done; shift
+exec "$@"
+""",
+    "show",
+]
+"""Shows directories at other places, pairs up to `--`, to the command that follows."""
 APART = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
 SCRIPT = """
 mount -t tmpfs tmpfs /run && mkdir /run/state || exit 90
@@ -48,51 +62,64 @@ def home() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def programs(home: Path) -> Path:
-    """A directory with `orlop` and `orlopd` that the user can run.
+@dataclass(frozen=True)
+class Programs:
+    """A directory with `orlop` and `orlopd`, and what a user has to be shown to run them."""
 
-    Where this Python is not theirs to execute (one in root's home), it is the system's of the same version, in an
-    environment of its own with the modules of this one.
+    directory: Path
+    shown: list[str | Path]
+
+    def run(self, *command: str, home: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs `command` as the user, in namespaces of their own."""
+        whole = [*SHOW, *self.shown, "--", *ENTER, *APART, *command]
+        return subprocess.run(whole, cwd=home, capture_output=True, text=True, **options)
+
+
+def programs(home: Path) -> Programs:
+    """What the user can run.
+
+    Where this Python or this checkout is not theirs to enter (root's home), it is the system's Python of the same
+    version, in an environment of its own that is shown the modules of this one.
     """
-    own = Path(sys.executable).parent
-    done = subprocess.run([*ENTER, "sh", "-c", f'exec "{sys.executable}" -c ""'], cwd=home, capture_output=True)
+    own = Programs(Path(sys.executable).parent, [])
     system = f"/usr/bin/python3.{sys.version_info.minor}"
+    done = own.run("sh", "-c", f'exec "{own.directory}/orlop" --version', home=home)
     if not done.returncode or not Path(system).exists():
         return own
     subprocess.run([system, "-m", "venv", "--without-pip", home / "venv"], check=True)
     made = home / "venv/bin"
-    paths = [sysconfig.get_path("purelib"), str(Path(orlop.__file__).parents[1])]
+    shown: list[str | Path] = []
+    for number, path in enumerate((sysconfig.get_path("purelib"), Path(orlop.__file__).parents[1])):
+        (home / f"modules{number}").mkdir()
+        shown += [path, home / f"modules{number}"]
     packages = home / f"venv/lib/python3.{sys.version_info.minor}/site-packages"
-    (packages / "checkout.pth").write_text("".join(f"{path}\n" for path in paths))
+    (packages / "shown.pth").write_text("".join(f"{path}\n" for path in shown[1::2]))
     for name in ("orlop", "orlopd"):
-        _, _, script = (own / name).read_text().partition("\n")
+        _, _, script = (own.directory / name).read_text().partition("\n")
         (made / name).write_text(f"#!{made}/python3\n{script}")
         (made / name).chmod(0o755)
-    return made
+    return Programs(made, shown)
 
 
-def why_not(home: Path, bin: Path) -> str:
+def why_not(home: Path, found: Programs) -> str:
     """Why it cannot be tried here; empty if it can."""
-    program = bin / "orlop"
     for what, command in (
         ("no user namespaces here", ["mount", "-t", "tmpfs", "tmpfs", "/run"]),
-        ("other users cannot run this Python", ["sh", "-c", f'exec "{program}" --version']),
+        ("other users cannot run this Python", ["sh", "-c", f'exec "{found.directory}/orlop" --version']),
     ):
-        done = subprocess.run([*ENTER, *APART, *command], cwd=home, capture_output=True, text=True)
+        done = found.run(*command, home=home)
         if done.returncode:
             return f"{what}: {done.stderr.strip()[-200:]}"
     return ""
 
 
 def test_a_container_runs_without_privileges(home: Path) -> None:
-    bin = programs(home)
-    if why := why_not(home, bin):
+    found = programs(home)
+    if why := why_not(home, found):
         pytest.skip(why)
     (home / "image.tar").write_bytes(busybox_image.oci_layout())
-    environment = os.environ | {"HOME": str(home), "BIN": str(bin), "XDG_RUNTIME_DIR": ""}
-    done = subprocess.run(
-        [*ENTER, *APART, "sh", "-c", SCRIPT], cwd=home, env=environment, capture_output=True, text=True, timeout=120
-    )
+    environment = os.environ | {"HOME": str(home), "BIN": str(found.directory), "XDG_RUNTIME_DIR": ""}
+    done = found.run("sh", "-c", SCRIPT, home=home, env=environment, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[1:5] == ["0", "x", f"{0:>10} {UID:>10} {1:>10}", "second"]
     assert "inside" in done.stdout
