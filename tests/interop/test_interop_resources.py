@@ -128,6 +128,14 @@ async def test_limits_that_cannot_be_are_refused_and_change_nothing(
     assert sleeper in daemon.ctr("tasks", "ls", "-q").stdout.split()
 
 
+def test_an_exec_is_in_the_cgroup_of_its_container(daemon: Daemon, sleeper: str) -> None:
+    pid = next(line.split()[1] for line in daemon.ctr("tasks", "ls").stdout.splitlines() if line.startswith(sleeper))
+    daemon.ctr("tasks", "exec", "-d", "--exec-id", "e", "--log-uri", "file:///dev/null", sleeper, "sleep", "601")
+    pids = Path("/sys/fs/cgroup", "pids" if V1 else "", group_of(daemon, sleeper, "pids"), "cgroup.procs")
+    assert pid in pids.read_text().split()
+    assert len(pids.read_text().split()) == 2
+
+
 async def test_metrics_are_those_of_the_cgroup(daemon: Daemon, sleeper: str) -> None:
     await update(daemon, sleeper, {"pids": {"limit": 23}})
     async with connect(daemon.address) as client:

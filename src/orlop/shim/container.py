@@ -16,7 +16,7 @@ from orlop import faults
 from orlop.api.runtime.task.v3.shim_pb2 import CreateTaskRequest
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
-from orlop.shim import criu, files, loop, rootfs
+from orlop.shim import criu, files, labels, loop, rootfs
 from orlop.shim.process import CREATED, PAUSED, PAUSING, RUNNING, STOPPED, Process
 from orlop.shim.reaper import Reaper
 from orlop.shim.runc import DEFAULT_ROOT, Runtime, RuntimeFailure
@@ -94,6 +94,8 @@ class Container:
         if request.checkpoint:
             work = options.criu_work_path or os.path.join(request.bundle, "work")
             container.restore = Restore(request.checkpoint, work)
+        with contextlib.suppress(FileNotFoundError):
+            labels.refuse_missing(files.read(os.path.join(request.bundle, "config.json")))
         rootfs.mount_all(request.rootfs, container.rootfs)
         faults.point("shim.create.mounted")
         try:

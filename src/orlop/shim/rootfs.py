@@ -66,11 +66,13 @@ def mount_all(mounts: Iterable[Mount], root: str) -> None:
         os.makedirs(root, 0o711, exist_ok=True)
     try:
         for mount in mounts:
-            with _target(root, mount.target) as target:
-                _mount(mount, target)
-    except OSError as error:
-        unmount_all(root)
-        raise Unknown(f"failed to mount rootfs component: {error.strerror or error}".lower()) from error
+            try:
+                with _target(root, mount.target) as target:
+                    _mount(mount, target)
+            except OSError as error:
+                what = f"{mount.type} {mount.source} at {os.path.join(root, mount.target)} ({','.join(mount.options)})"
+                why = (error.strerror or str(error)).lower()
+                raise Unknown(f"failed to mount rootfs component: {what}: {why}") from error
     except BaseException:
         unmount_all(root)
         raise
