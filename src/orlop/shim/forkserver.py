@@ -13,20 +13,21 @@ import ctypes
 import fcntl
 import gc
 import os
-import selectors
+import select
 import signal
 import socket
 import struct
 import sys
-from dataclasses import dataclass
+from typing import NoReturn
 
 from orlop.errors import OrlopError
-from orlop.shim import container, loop, rehearsal, server
+from orlop.shim import loop, rehearsal, server
 from orlop.shim.keeper import REST, Keeper, is_possible
 from orlop.shim.reaper import become_subreaper
 from orlop.shim.request import LIMIT, ForkAnswer, ForkRequest
 
-_CHECK_EVERY = 5.0
+_CHECK_EVERY = 5000  # milliseconds
+_REQUEST_TIMEOUT = 10.0
 _PR_SET_NAME = 15
 _OWN_DESCRIPTORS = 3
 _COLLECT_AT = 5000
@@ -44,24 +45,16 @@ def main() -> None:
     sys.exit(ForkServer(options.socket, options.rest).run())
 
 
-@dataclass(slots=True)
-class _Birth:
-    """A shim that has not said yet that it is up: the daemon's connection that waits for it."""
-
-    client: socket.socket
-    pid: int = 0
-
-
 class ForkServer:
-    """Serves fork requests at `path`."""
+    """Serves fork requests at `path`, one a connection.
+
+    Shims pay for what this process does between two forks: pages that it writes to are theirs alone then. So it forks
+    as soon as somebody connects, and the child reads the request.
+    """
 
     def __init__(self, path: str, rest: float) -> None:
         self._path = path
-        self._rest = rest
-        self._keeper: Keeper | None = None
-        self._selector = selectors.DefaultSelector()
-        self._births: dict[int, _Birth] = {}
-        self._ended = False
+        self._keeper = Keeper(rest) if is_possible() else None
 
     def run(self) -> int:
         """Serves until told to end; 1 if another fork server serves this path."""
@@ -73,25 +66,19 @@ class ForkServer:
             return 1
         server.prepare()
         rehearsal.rehearse(self._path + ".r")
-        self._keeper = Keeper(self._rest) if is_possible() else None
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a shim that ends leaves no zombie; nobody waits for it
-        self._selector.register(loop.block_signals(), selectors.EVENT_READ, self._end)
         listener, inode = self._listen()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        if len(os.listdir("/proc/self/task")) != 1:
+            raise OSError("the fork server has more than one thread")
         gc.collect()
         gc.freeze()
         gc.set_threshold(_COLLECT_AT)
         try:
-            while not self._ended and _inode(self._path) == inode:
-                for key, _ in self._selector.select(_CHECK_EVERY):
-                    key.data(key.fileobj)
+            self._serve(listener, inode)
         finally:
             if _inode(self._path) == inode:
                 os.unlink(self._path)
         return 0
-
-    def _end(self, signals: int) -> None:
-        self._ended = os.read(signals, 128)[0] in (signal.SIGTERM, signal.SIGINT)
 
     def _listen(self) -> tuple[socket.socket, int]:
         with contextlib.suppress(FileNotFoundError):
@@ -105,85 +92,58 @@ class ForkServer:
         listener.listen(128)
         return listener, _inode(self._path)
 
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+    def _serve(self, listener: socket.socket, inode: int) -> None:
+        """Returns when told to end, or when the socket's path is another's."""
+        signals = loop.block_signals()
+        poll = select.poll()
+        for descriptor in (signals, listener.fileno()):
+            poll.register(descriptor, select.POLLIN)
+        while _inode(self._path) == inode:
+            for descriptor, _ in poll.poll(_CHECK_EVERY):
+                if descriptor != signals:
+                    self._fork(listener)
+                elif os.read(signals, 128)[0] in (signal.SIGTERM, signal.SIGINT):
+                    return
+
+    def _fork(self, listener: socket.socket) -> None:
+        try:
             client, _ = listener.accept()
-            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            if struct.unpack("3i", credentials)[1] != os.geteuid():
-                client.close()
-                return
-            client.setblocking(False)
-            self._selector.register(client, selectors.EVENT_READ, self._receive)
-
-    def _receive(self, client: socket.socket) -> None:
-        try:
-            message = client.recv(LIMIT)
-        except BlockingIOError:
-            return
         except OSError:
-            message = b""
-        if not message:
-            self._selector.unregister(client)
-            client.close()
             return
-        try:
-            self._fork(ForkRequest.decode(message), client)
-        except (OSError, ValueError, OrlopError, KeyError) as error:
-            _send(client, ForkAnswer(error=str(error)))
+        pid = _libc.fork()
+        if pid == 0:
+            self._become_shim(client)
+        if pid < 0:
+            number = ctypes.get_errno()
+            _send(client, ForkAnswer(error=f"fork: {os.strerror(number)}"))
+        client.close()
 
-    def _fork(self, request: ForkRequest, client: socket.socket) -> None:
-        if len(os.listdir("/proc/self/task")) != 1:
-            raise OSError("the fork server has more than one thread")
-        listener = server.listen(request.socket_path)
-        if listener is None:
-            _send(client, ForkAnswer())
-            return
-        outlet, inlet = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            with listener:
-                pid = _libc.fork()
-                if pid == 0:
-                    self._become_shim(request, listener, inlet)
-            if pid < 0:
-                number = ctypes.get_errno()
-                raise OSError(number, f"fork: {os.strerror(number)}")
-        except OSError:
-            os.close(outlet)
-            raise
-        finally:
-            os.close(inlet)
-        self._births[outlet] = _Birth(client)
-        self._selector.register(outlet, selectors.EVENT_READ, self._born)
-
-    def _born(self, outlet: int) -> None:
-        birth = self._births.pop(outlet)
-        said = os.read(outlet, 4096)
-        self._selector.unregister(outlet)
-        os.close(outlet)
-        if said[:1] == b"+":
-            answer = ForkAnswer(pid=int(said[1:]))
-        else:
-            answer = ForkAnswer(error=said[1:].decode("utf-8", "replace") or "the shim died at its start")
-        _send(birth.client, answer)
-
-    def _become_shim(self, request: ForkRequest, listener: socket.socket, inlet: int) -> None:
-        """In the child: becomes a shim of its own and never returns."""
+    def _become_shim(self, client: socket.socket) -> NoReturn:
+        """In the child: becomes a shim of its own."""
         status = 1
         try:
             os.setsid()
             _libc.signal(int(signal.SIGCHLD), 0)
             become_subreaper()
-            try:
-                os.chdir(request.bundle)
-            except OSError as error:
-                os.write(inlet, f"-{error}".encode())
-                os._exit(1)
-            is_first = self._keeper is None or self._keeper.keep()
-            if request.environment:
-                os.environ.update(dict(request.environment))
-                container.environment.cache_clear()
-            if is_first:
-                self._settle(listener.fileno(), inlet)
+            if self._keeper is None or self._keeper.keep():
+                self._begin(client)
+            else:
+                server.go_on(self._keeper)
+            status = 0
+        finally:
+            os._exit(status)  # nothing of the fork server's is to be run by its children
+
+    def _begin(self, client: socket.socket) -> None:
+        """Does what `client` asks for, which is told when the shim is up or cannot be."""
+        self._let_go(client.fileno())
+        try:
+            request = _request_of(client)
+            if request is None:
+                return
+            listener = server.listen(request.socket_path)
+            if listener is None:
+                _send(client, ForkAnswer())
+                return
             identity = server.Identity(
                 request.namespace,
                 request.id,
@@ -191,32 +151,45 @@ class ForkServer:
                 request.socket_path,
                 request.ttrpc_address,
                 request.debug,
+                request.environment,
             )
-            record = None if is_first or self._keeper is None else self._keeper.recorded()
-            server.run(identity, listener, self._keeper, record)
-            status = 0
-        finally:
-            os._exit(status)  # nothing of the fork server's is to be run by its children
+            os.chdir(request.bundle)
+            _open_log()
+            shim = os.getpid() if self._keeper is None else self._keeper.pid
+            score = server.oom_score() + 1
+            for process in {shim, os.getpid()}:
+                server.set_oom_score(score, process)
+        except (OSError, ValueError, OrlopError, KeyError) as error:
+            _send(client, ForkAnswer(error=str(error)))
+            return
+        _send(client, ForkAnswer(pid=shim))
+        client.close()
+        server.run(identity, listener, self._keeper)
 
-    def _settle(self, listener: int, inlet: int) -> None:
-        """Lets go of what is the fork server's, and says that the shim is up."""
+    def _let_go(self, client: int) -> None:
+        """Closes what is the fork server's."""
         kept = {loop.block_signals()} if self._keeper is None else self._keeper.descriptors
-        keep = sorted({listener, inlet, *kept})
+        keep = sorted({client, *kept})
         edges = [_OWN_DESCRIPTORS, *(number + 1 for number in keep)]
         for low, high in zip(edges, [*keep, 1 << 20], strict=True):
             os.closerange(low, high)
-        try:
-            log = os.open("log", os.O_RDWR | os.O_NONBLOCK)
-            os.dup2(log, 2)
-            os.close(log)
-        except FileNotFoundError:
-            pass
-        score = server.oom_score() + 1
-        shim = os.getpid() if self._keeper is None else self._keeper.pid
-        for process in {shim, os.getpid()}:
-            server.set_oom_score(score, process)
-        os.write(inlet, b"+%d" % shim)
-        os.close(inlet)
+
+
+def _request_of(client: socket.socket) -> ForkRequest | None:
+    """What `client` asks for; None if it left, or is of another user. Raises OSError and ValueError."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    if struct.unpack("3i", credentials)[1] != os.geteuid():
+        return None
+    client.settimeout(_REQUEST_TIMEOUT)
+    message = client.recv(LIMIT)
+    return ForkRequest.decode(message) if message else None
+
+
+def _open_log() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        log = os.open("log", os.O_RDWR | os.O_NONBLOCK)
+        os.dup2(log, 2)
+        os.close(log)
 
 
 def _send(client: socket.socket, answer: ForkAnswer) -> None:

@@ -48,8 +48,8 @@ class Hibernation:
         self._service.take_up(containers, record["cgroups"], record["kills"])
         self._server.take_up(record["connections"])
 
-    def begin(self, socket_inode: int) -> None:
-        """Leaves everything to the next worker, if all of it can be left."""
+    def begin(self, **more: Any) -> None:
+        """Leaves everything to the next worker, and tells it `more`, if all of it can be left."""
         self._reaper.reap()
         record = self._record()
         if record is None or loop.is_busy():
@@ -59,7 +59,7 @@ class Hibernation:
             log.warning("this worker stays: it does not know what descriptors %s are for", sorted(unknown))
             return
         wakers = self._service.let_go()
-        self._keeper.sleep(record | {"socket": socket_inode}, loop.let_go() | wakers)
+        self._keeper.sleep(record | more, loop.let_go() | wakers)
 
     def _record(self) -> Record | None:
         """None while something goes on that cannot be left to another."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from orlop.errors import FailedPrecondition, PermissionDenied
@@ -46,6 +46,7 @@ class Identity:
     socket_path: str
     ttrpc_address: str
     debug: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def group_of(bundle: str, id: str) -> str:
@@ -116,6 +117,9 @@ def run(
     With a `keeper` this process is its worker, which takes up the `record` of the last one, and ends when it has
     nothing to do.
     """
+    if identity.environment:
+        os.environ.update(dict(identity.environment))
+        environment.cache_clear()
     os.umask(0o022)
     _libc.prctl(_PR_SET_NAME, b"orlop-shim", 0, 0, 0)
     _log.prefix = f"ns={identity.namespace} id={identity.id}"
@@ -126,6 +130,15 @@ def run(
         loop.run(_serve(identity, listener, name, keeper, record))
     finally:
         name.remove()
+
+
+def go_on(keeper: Keeper) -> None:
+    """Serves as `run` does, where the last worker of `keeper` stopped."""
+    record = keeper.recorded()
+    identity = Identity(*record["identity"])
+    with contextlib.suppress(FileNotFoundError):  # that of a group's first container may be gone
+        os.chdir(identity.bundle)
+    run(identity, socket.socket(fileno=record["listener"]), keeper, record)
 
 
 class _Name:
@@ -163,7 +176,10 @@ async def _serve(
         hibernation = Hibernation(keeper, reaper, publisher, service, server)
         if record is not None:
             hibernation.take_up(record)
-        loop.on_rest(keeper.rest, lambda: hibernation.begin(name.own))
+        loop.on_rest(
+            keeper.rest,
+            lambda: hibernation.begin(identity=astuple(identity), listener=listener.fileno(), socket=name.own),
+        )
     reaper.install()
     await ended.wait()
     # the name goes first, so that a new shim of the group is not taken for this one
