@@ -88,14 +88,17 @@ def serve(
     basic: bool = False,
     tokens: TokenServer | None = None,
     mirror_of: str = "",
+    shown_to: Certificate | None = None,
 ) -> Iterator[Registry]:
     """A registry that is empty at first; what it keeps lies below `work`. `mirror_of`: it fetches what it is asked for
-    from the registry at that URL."""
+    from the registry at that URL. `shown_to`: with `tls`, clients must show a certificate that this one has signed."""
     work.mkdir(exist_ok=True, parents=True)
     address = f"127.0.0.1:{free_port()}"
     http: dict[str, Any] = {"addr": address}
     if tls is not None:
         http["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
+        if shown_to is not None:
+            http["tls"]["clientcas"] = [str(shown_to.certificate)]
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "warn", "accesslog": {"disabled": True}},

@@ -47,6 +47,23 @@ class Contexts:
         return context
 
 
+_REFUSALS = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "ALERT_UNKNOWN_CA", "CERTIFICATE_EXPIRED", "ACCESS_DENIED")
+
+
+def refusal(error: BaseException | None, tls: Tls) -> str:
+    """Why the other side takes no request of ours, where it is for our certificate; empty for other reasons.
+
+    It may say so after the handshake has ended on this side (RFC 8446, 4.4.2.4).
+    """
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    if not any(word in str(getattr(error, "reason", "")) for word in _REFUSALS):
+        return ""
+    if tls.client:
+        return "it does not take the certificate that it is shown (`client` in hosts.toml)"
+    return "it wants to be shown a certificate (`client` in hosts.toml names one)"
+
+
 def reason(error: BaseException) -> str:
     """Why a handshake failed, for people."""
     if isinstance(error, ssl.SSLCertVerificationError):

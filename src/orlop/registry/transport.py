@@ -219,6 +219,8 @@ class Transport:
         except aiohttp.ConnectionTimeoutError:
             raise Unreachable.verbatim(f"{request.shown}: no connection within the time limit") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if refusal := tls.refusal(error, request.tls):
+                raise FailedPrecondition.verbatim(f"{request.shown}: {refusal}") from None
             raise Broken.verbatim(f"{request.shown}: {_why(error)}") from None
 
     def _opened(self) -> aiohttp.ClientSession:
