@@ -8,9 +8,9 @@ are leftovers, and are removed at start.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,10 +112,7 @@ class Bundle:
 
     def remove(self) -> None:
         """Unmounts the root file system and removes both directories. What is gone already is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            unmount_all(self.rootfs)
-            # Not by tree: if a mount is still there, nothing below it may be touched.
-            os.rmdir(self.rootfs)
+        self._remove_rootfs()
         for directory in (self.path, self.work):
             aside = directory.with_name(f".{self.id}")
             remove_tree(aside)
@@ -125,6 +122,15 @@ class Bundle:
             remove_tree(aside)
             with contextlib.suppress(OSError):
                 directory.parent.rmdir()
+
+    def _remove_rootfs(self) -> None:
+        """Not by tree: if a mount is still there, nothing below it may be touched."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.rmdir(self.rootfs)  # as a rule its shim has unmounted it, and all mounts need not be read
+            except OSError:
+                unmount_all(self.rootfs)
+                os.rmdir(self.rootfs)
 
 
 class Bundles:
@@ -199,15 +205,26 @@ class Bundles:
 def remove_tree(path: Path) -> None:
     """Removes a directory and all below it, but nothing of another file system. Absent is fine."""
     try:
-        device = path.lstat().st_dev
+        root = os.lstat(path)
     except FileNotFoundError:
         return
-    for directory, names, _ in os.walk(path):
-        for name in list(names):
-            found = os.lstat(os.path.join(directory, name))
-            if found.st_dev != device or os.path.ismount(os.path.join(directory, name)):
-                raise Unknown(f"{os.path.join(directory, name)} is a mount point: {path} is not removed")
-    shutil.rmtree(path)
+    if not stat.S_ISDIR(root.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    files: list[str] = []
+    directories = [str(path)]
+    for directory in directories:  # it grows meanwhile; all is looked at before anything is removed
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    files.append(entry.path)
+                elif os.lstat(entry.path).st_dev != root.st_dev or os.path.ismount(entry.path):
+                    raise Unknown(f"{entry.path} is a mount point: {path} is not removed")
+                else:
+                    directories.append(entry.path)
+    for file in files:
+        os.unlink(file)
+    for directory in reversed(directories):
+        os.rmdir(directory)
 
 
 def _directories(parent: Path) -> list[Path]:

@@ -199,24 +199,28 @@ class ShimManager:
             log.warning("shim %s (pid %d) does not end: it is killed", shim.id, shim.pid)
             shim.kill()
         await shim.close()
-        await self.forget(shim.bundle)
-        await asyncio.to_thread(remove_dead, shim.bootstrap.address)
+        await self.forget(shim.bundle, shim.bootstrap.address)
         if self._shims.get(shim.key) is shim:
             del self._shims[shim.key]
 
-    async def forget(self, bundle: Bundle) -> None:
-        """Removes a bundle and closes its log."""
+    async def forget(self, bundle: Bundle, address: str = "") -> None:
+        """Removes a bundle, closes its log, and removes what a shim that is gone has left at `address`."""
         shim_log = self._logs.pop((bundle.namespace, bundle.id), None)
         if shim_log is not None:
             shim_log.close()
-        await asyncio.to_thread(bundle.remove)
+
+        def remove() -> None:
+            bundle.remove()
+            if address:
+                remove_dead(address)
+
+        await asyncio.to_thread(remove)
 
     async def discard(self, bundle: Bundle, binary: str) -> None:
         """Removes what a shim that we have no connection to has left of `bundle`."""
         if binary:
             await self._run_delete(bundle, binary)
-        await self.forget(bundle)
-        await asyncio.to_thread(remove_dead, self._own_address(bundle))
+        await self.forget(bundle, self._own_address(bundle))
 
     async def load_existing(self, runtime_of: RuntimeOf) -> None:
         """Connects to the shims that an earlier daemon started; those that cannot be reached are cleared away."""
