@@ -46,6 +46,12 @@ def test_a_platform_that_needs_a_feature_does_not_fit() -> None:
     assert rank(Platform("linux", "amd64", os_features=("erofs",)), AMD64) is None
 
 
+def test_a_build_of_a_system_runs_what_is_for_its_own_version() -> None:
+    host = Platform("windows", "amd64", os_version="10.0.17763.1234")
+    for version, fits in (("10.0.17763.1", True), ("10.0.17763", True), ("", True), ("10.0.20348.1", False)):
+        assert (rank(Platform("windows", "amd64", os_version=version), host) is not None) is fits
+
+
 async def put_image(w: World, os: str, architecture: str) -> Descriptor:
     manifest, config = small_image((os, architecture))
     await w.put(config, media.OCI_CONFIG)

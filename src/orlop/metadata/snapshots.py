@@ -23,7 +23,7 @@ from orlop.core import clock, filters, labels
 from orlop.core.event import Publisher
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
-from orlop.core.snapshot import Kind, SnapshotInfo, Snapshotter, Usage
+from orlop.core.snapshot import EXTRACTING, Kind, SnapshotInfo, Snapshotter, Usage
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OrlopError, Unknown
 from orlop.metadata import leases, records
 from orlop.metadata import snapshot_records as rows
@@ -302,8 +302,9 @@ class NamespacedSnapshots:
         if not candidates:
             raise NotFound(f'target snapshot "{target}" in backend') from refusal
         found = candidates[0]
+        given = {key: value for key, value in new.labels.items() if key != EXTRACTING}
         adopted = dataclasses.replace(
-            found, name=target, parent=new.parent, labels={**found.labels, **new.labels}, kind=Kind.COMMITTED
+            found, name=target, parent=new.parent, labels={**found.labels, **given}, kind=Kind.COMMITTED
         )
 
         def record(connection: apsw.Connection) -> None:
