@@ -80,6 +80,13 @@ class Writer(Protocol):
     async def close(self) -> None: ...
 
 
+class BlobWatcher(Protocol):
+    """Somebody who can use what is in a blob while it arrives."""
+
+    def watched(self, writer: Writer) -> Writer:
+        """A writer that does as `writer` does, and to be used instead of it."""
+
+
 class Backend(Protocol):
     """Bytes on disk, by digest."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from orlop.core.content import BlobWatcher
 from orlop.core.descriptor import Descriptor
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
@@ -46,6 +47,13 @@ class Differ(Protocol):
         epoch: int | None = None,
     ) -> Descriptor:
         """Stores the layer that makes `upper` out of `lower`; `epoch` (nanoseconds) bounds its time stamps."""
+
+
+@runtime_checkable
+class WatchingDiffer(Differ, Protocol):
+    """A differ that prepares for layers while clients write them."""
+
+    watcher: BlobWatcher | None
 
 
 @runtime_checkable

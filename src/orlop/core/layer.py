@@ -71,6 +71,15 @@ class LayerKeeper(Protocol):
         None for mounts of somebody else, for a snapshot that has content, and where layers are unpacked.
         """
 
+    def place_ahead(self, life: float) -> AbstractContextManager[LayerPlace] | None:
+        """A place for a layer that no snapshot has yet. Once kept, it can be `known` to one for `life` seconds.
+
+        None where layers are not kept by themselves.
+        """
+
+    def forget_ahead(self) -> None:
+        """Removes layers that were made ahead, whose time is over, and that no snapshot has."""
+
     def files(self, diff_id: str) -> tuple[str, str] | None:
         """The tar and the index of a layer that is kept here; None if it is not."""
 

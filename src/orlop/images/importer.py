@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from orlop.core import digest as digests
 from orlop.core import media
-from orlop.core.content import ContentInfo, ContentStore, Writer, write_whole
+from orlop.core.content import BlobWatcher, ContentInfo, ContentStore, Writer, write_whole
 from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image, ImageStore
 from orlop.core.scope import Scope
@@ -85,15 +85,22 @@ async def import_archive(
 
 
 async def read_archive(
-    content: ContentStore, scope: Scope, source: Iterable[bytes], *, compressed: bool = True, compress: bool = False
+    content: ContentStore,
+    scope: Scope,
+    source: Iterable[bytes],
+    *,
+    compressed: bool = True,
+    compress: bool = False,
+    watcher: BlobWatcher | None = None,
 ) -> tuple[Descriptor, list[DescriptorDocument]]:
     """Stores what `source` holds, as `import_archive`, and returns its index and what that names, with annotations.
 
     A thread iterates `source`, which may block. Nothing gets a name, or is kept beyond the lease of `scope`. An archive
     of `docker save` has an index that is made here. `compressed`: gzip and zstd are told by what the archive begins
-    with. `compress`: such an archive's plain layers become compressed ones.
+    with. `compress`: such an archive's plain layers become compressed ones. `watcher` sees blobs arrive.
     """
-    found = await _Archive(content, scope, decompress(iter(source)) if compressed else iter(source)).read()
+    chunks = decompress(iter(source)) if compressed else iter(source)
+    found = await _Archive(content, scope, chunks, watcher).read()
     entries = await _entries(content, scope, found, compress=compress)
     data = found.files["index.json"] if "oci-layout" in found.files else docker_archive.index_of(entries)
     digest = digests.of(data)
@@ -116,8 +123,10 @@ async def _entries(
 class _Archive:
     """An archive on its way into the content store."""
 
-    def __init__(self, content: ContentStore, scope: Scope, chunks: Iterator[bytes]) -> None:
-        self._content, self._scope = content, scope
+    def __init__(
+        self, content: ContentStore, scope: Scope, chunks: Iterator[bytes], watcher: BlobWatcher | None = None
+    ) -> None:
+        self._content, self._scope, self._watcher = content, scope, watcher
         self._reader = tar.TarReader(ByteStream(chunks), entries_limit=MAX_FILES)
         # Of its own, so that two imports of one archive at a time do not wait for each other.
         self._id = uuid.uuid4().hex[:12]
@@ -154,9 +163,11 @@ class _Archive:
         expected = _expected(path)
         ref = f"tar-{self._id}-{path.encode(errors='replace').decode()[:200]}"
         try:
-            writer = await self._content.open_writer(self._scope, ref, entry.size, expected)
+            writer: Writer = await self._content.open_writer(self._scope, ref, entry.size, expected)
         except AlreadyExists:
             return await self._content.info(self._scope, expected)
+        if self._watcher is not None:
+            writer = self._watcher.watched(writer)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._abort, ref)
             undo.push_async_callback(writer.close)

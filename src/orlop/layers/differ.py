@@ -30,6 +30,7 @@ from orlop.errors import AlreadyExists, Canceled, NotFound, OrlopError, Resource
 from orlop.layers import apply as application
 from orlop.layers import compare as comparison
 from orlop.layers import keep, media, processors, syncing
+from orlop.layers.ahead import LayersAhead
 from orlop.layers.compression import Compression, Limits, compressor, decompress
 from orlop.layers.keep import Keepers
 from orlop.layers.pipeline import Ahead, Digester, in_thread, pieces_of
@@ -65,11 +66,13 @@ class WalkingDiffer:
         stream_processors: Sequence[StreamProcessor] = (),
         *,
         keepers: Keepers | None = None,
+        watcher: LayersAhead | None = None,
         limits: Limits | None = None,
         entries_limit: int = 10_000_000,
     ) -> None:
         self._content = content
         self._keepers = keepers or Keepers()
+        self.watcher = watcher
         self._mounts = mounts
         self._processors = stream_processors
         self._limits = limits or Limits()
@@ -119,7 +122,7 @@ class WalkingDiffer:
         opening = media.opening(layer.media_type)
         if opening is None or any(layer.media_type in processor.accepts for processor in self._processors):
             return ""
-        return f"{layer.digest} {opening.name.lower()}"
+        return media.source(layer.digest, opening)
 
     async def _apply_pieces(
         self,
@@ -171,6 +174,8 @@ class WalkingDiffer:
             return self._apply(chunks, stages, self._keepers.current(mounts), sync_fs, stop)
         with place as into:
             overlaid = bool(_overlay(mounts)[0])
+            if source and self.watcher is not None:
+                self.watcher.settle(source.partition(" ")[0], stop)
             if source and (layer := into.known(source, overlaid=overlaid)) is not None:
                 return Descriptor(media.OCI_LAYER, layer.diff_id, layer.size)
             try:

@@ -30,6 +30,15 @@ class Keepers:
         """A place that takes an image as it is."""
         return Keepers([keeper for keeper in self._keepers if keeper.takes_images]).place(mounts)
 
+    def place_ahead(self, life: float) -> AbstractContextManager[LayerPlace] | None:
+        """A place for a layer that no snapshot has yet."""
+        return next((found for keeper in self._keepers if (found := keeper.place_ahead(life)) is not None), None)
+
+    def forget_ahead(self) -> None:
+        """Removes what was made ahead and kept for long enough."""
+        for keeper in self._keepers:
+            keeper.forget_ahead()
+
     def remember(self, diff_id: str, source: str) -> None:
         """What is kept with `diff_id` was made of `source`."""
         for keeper in self._keepers:

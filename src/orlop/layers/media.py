@@ -22,6 +22,11 @@ class Opening(Enum):
     """The stream is a tar, compressed as its first bytes say."""
 
 
+def source(digest: str, opening: Opening) -> str:
+    """What names the tar that the blob `digest` becomes."""
+    return f"{digest} {opening.name.lower()}"
+
+
 def opening(media_type: str) -> Opening | None:
     """How a layer of `media_type` becomes a tar; None where only a configured program could tell."""
     base, *suffixes = media_type.split("+")

@@ -25,6 +25,8 @@ class WalkingConfig(msgspec.Struct, kw_only=True):
     max_layer_bytes: int = 1 << 40
     max_layer_ratio: int = 10_000
     max_layer_entries: int = 10_000_000
+    ahead: bool = True
+    """Make layers while clients write their blobs, for when they are applied."""
 
 
 class ErofsConfig(msgspec.Struct, kw_only=True):
@@ -42,6 +44,7 @@ class DiffServiceConfig(msgspec.Struct, kw_only=True):
 
 
 async def _walking(context: InitContext) -> WalkingDiffer:
+    from orlop.layers.ahead import LayersAhead
     from orlop.layers.compression import Limits
     from orlop.layers.differ import WalkingDiffer
     from orlop.layers.processors import StreamProcessor
@@ -53,12 +56,17 @@ async def _walking(context: InitContext) -> WalkingDiffer:
     context.closing.append(partial(asyncio.to_thread, mounts.close))
     configured = [StreamProcessor.of(id, section) for id, section in context.daemon.stream_processors.items()]
     context.meta.platforms.append(platform.host())
+    keepers, limits = _keepers(context), Limits(config.max_layer_bytes, config.max_layer_ratio)
+    watcher = LayersAhead(keepers, limits, config.max_layer_entries) if config.ahead else None
+    if watcher is not None:
+        context.closing.append(watcher.close)
     return WalkingDiffer(
         metadata.content,
         mounts,
         configured,
-        keepers=_keepers(context),
-        limits=Limits(config.max_layer_bytes, config.max_layer_ratio),
+        keepers=keepers,
+        watcher=watcher,
+        limits=limits,
         entries_limit=config.max_layer_entries,
     )
 

@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from orlop.api.services.content.v1 import content_pb2 as pb
 from orlop.core import digest as digests
-from orlop.core.content import ContentStore, Writer
+from orlop.core.content import BlobWatcher, ContentStore, Writer
 from orlop.core.scope import Scope
 from orlop.core.wire import common
 from orlop.core.wire import content as wire
@@ -21,8 +21,9 @@ _BYTES_A_MESSAGE = 1 << 20
 
 
 class ContentService:
-    def __init__(self, store: ContentStore) -> None:
+    def __init__(self, store: ContentStore, watcher: BlobWatcher | None = None) -> None:
         self._store = store
+        self._watcher = watcher
 
     async def Info(self, request: pb.InfoRequest, call: Call) -> pb.InfoResponse:
         digest = _validated(request.digest)
@@ -94,7 +95,9 @@ class ContentService:
         if not request.ref:
             raise InvalidArgument.verbatim("first message must have a reference")
         scope = scope_of(call)
-        writer = await self._store.open_writer(scope, request.ref, request.total, request.expected)
+        writer: Writer = await self._store.open_writer(scope, request.ref, request.total, request.expected)
+        if self._watcher is not None:
+            writer = self._watcher.watched(writer)
         try:
             stream = _WriteStream(self._store, scope, request.ref, writer)
             while request is not None:
@@ -154,11 +157,12 @@ class _WriteStream:
         if request.offset == 0 and offset > 0:
             await self._writer.truncate(0)
             offset = 0
-        if not request.data:
+        data = request.data  # each look at the field makes a copy of what is in it
+        if not data:
             return offset
-        after = await self._writer.write(request.data)
-        if after - offset != len(request.data):
-            raise DataLoss.verbatim(f"wrote {after - offset} of {len(request.data)} bytes")
+        after = await self._writer.write(data)
+        if after - offset != len(data):
+            raise DataLoss.verbatim(f"wrote {after - offset} of {len(data)} bytes")
         return after
 
     async def _refuse_present(self, digest: str) -> None:

@@ -89,6 +89,18 @@ async def _health(_context: InitContext) -> Any:
     return health.service()
 
 
+async def _content(context: InitContext) -> Any:
+    from orlop.api.services.content.v1 import content_pb2
+    from orlop.core.diff import WatchingDiffer
+    from orlop.rpc.service import Service
+    from orlop.services.content import ContentService
+
+    differs = context.get_all(T.DIFFER).values()
+    watcher = next((one.watcher for one in differs if isinstance(one, WatchingDiffer)), None)
+    servicer = ContentService(context.get_by_id(T.SERVICE, "content-service"), watcher)
+    return Service(content_pb2.DESCRIPTOR.services_by_name["Content"], servicer)
+
+
 async def _ttrpc_events(context: InitContext) -> Any:
     from orlop.api.services.ttrpc.events.v1 import events_pb2
     from orlop.rpc.service import Service
@@ -166,7 +178,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(T.SERVICE, "snapshots-service", _store("snapshots"), (T.METADATA,)),
     Registration(T.SERVICE, "tasks-service", _tasks, (T.RUNTIME, T.METADATA, T.TASK_MONITOR)),
     _of("containers", "Containers", "ContainersService", _noun("containers"), T.SERVICE),
-    _of("content", "Content", "ContentService", _noun("content"), T.SERVICE),
+    _grpc("content", (T.SERVICE, T.DIFFER), _content),
     _of("diff", "Diff", "DiffService", _noun("diff"), T.SERVICE),
     _of("events", "Events", "EventsService", _exchange, T.EVENT),
     _of("images", "Images", "ImagesService", _noun("images"), T.SERVICE),

@@ -59,6 +59,12 @@ class ErofsSnapshotter(DirectorySnapshotter):
         id = self._id_of(mounts)
         return [self._image(id)] if id is not None and len(mounts) == 1 and self._has_image(id) else mounts
 
+    def place_ahead(self, life: float) -> None:
+        """None: a layer is part of its snapshot here."""
+
+    def forget_ahead(self) -> None:
+        """Nothing: a layer is part of its snapshot here."""
+
     def files(self, diff_id: str) -> None:
         """None: a layer is part of its snapshot here, and has no name of its own."""
 

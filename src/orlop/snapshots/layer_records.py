@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -132,12 +132,13 @@ class LayerRecords:
         with self.transaction() as connection:
             return {int(row[0]) for row in connection.execute("SELECT id FROM snapshots WHERE layer IS NOT NULL")}
 
-    def drop_unused(self) -> list[int]:
-        """Forgets the layers that no snapshot has, and returns them."""
+    def drop_unused(self, expected: Container[int] = ()) -> list[int]:
+        """Forgets the layers that no snapshot has and that are not `expected` to be, and returns them."""
         with self.transaction() as connection:
             unused = "id NOT IN (SELECT layer FROM snapshots WHERE layer IS NOT NULL)"
-            gone = [int(row[0]) for row in connection.execute(f"SELECT id FROM layers WHERE {unused}")]  # noqa: S608
-            connection.execute(f"DELETE FROM layers WHERE {unused}")  # noqa: S608
+            found = [int(row[0]) for row in connection.execute(f"SELECT id FROM layers WHERE {unused}")]  # noqa: S608
+            gone = [id for id in found if id not in expected]
+            connection.executemany("DELETE FROM layers WHERE id = ?", [(id,) for id in gone])
             return gone
 
     def is_counted_at(self, files: Files) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Layers:
         self.replaced: Callable[[int], None] = lambda _: None
         """Is told of layers that have new files."""
         self._making: set[str] = set()
+        self._expected: dict[int, float] = {}
+        """Layers that no snapshot has yet, and until when they wait for one."""
         self._removing = threading.Lock()
         self._set_orphans_aside()
 
@@ -47,11 +50,12 @@ class Layers:
         return self._directory / str(layer.id)
 
     @contextlib.contextmanager
-    def place(self, snapshot: int) -> Iterator[Place]:
-        """Where a layer of the active `snapshot` is written. What was not kept is removed at the end."""
+    def place(self, snapshot: int | None, life: float = 0.0) -> Iterator[Place]:
+        """Where a layer of the active `snapshot` is written, or, for none, one that no snapshot need have for `life`
+        seconds. What was not kept is removed at the end."""
         name = f"new-{os.urandom(8).hex()}"
         self._making.add(name)
-        place = Place(self, self._directory / name, snapshot)
+        place = Place(self, self._directory / name, snapshot, life)
         try:
             yield place
         finally:
@@ -108,7 +112,7 @@ class Layers:
     def cleanup(self) -> None:
         """Forgets the layers that no snapshot has, takes off their mounts, removes their files."""
         with self._removing:
-            gone = self.records.drop_unused()
+            gone = self._drop_unused()
             faults.point("snapshots.layers.forgotten")
             # A mount whose layer stays does too: containers come and go, and with the mount its page cache would.
             with self.records.transaction():
@@ -123,6 +127,16 @@ class Layers:
                 faults.point("snapshots.layers.removed")
             if gone:
                 _log.debug("layers removed: %s", gone)
+
+    def _drop_unused(self) -> list[int]:
+        with self.records.transaction():
+            now = time.monotonic()
+            self._expected = {id: until for id, until in self._expected.items() if until > now}
+            return self.records.drop_unused(self._expected)
+
+    def expect(self, layer: Layer, life: float) -> None:
+        """The layer stays for `life` seconds, also while no snapshot has it. Called inside a transaction."""
+        self._expected[layer.id] = time.monotonic() + life
 
     def _spare_mounts(self) -> set[int]:
         """Mounts that nobody has now, and whose tars are in memory no more: the next ones are read directly."""
@@ -176,10 +190,11 @@ class Place:
 
     as_is = False
 
-    def __init__(self, layers: Layers, directory: Path, snapshot: int) -> None:
+    def __init__(self, layers: Layers, directory: Path, snapshot: int | None, life: float) -> None:
         self._layers = layers
         self._directory = directory
         self._snapshot = snapshot
+        self._life = life
         self._fds: dict[str, int] = {}
         self._durable = False
 
@@ -195,9 +210,9 @@ class Place:
         records = self._layers.records
         with records.transaction(durable=False):
             layer = self._layers.whole(records.by_source(source))
-            if layer is None or (layer.whiteouts and not overlaid):
+            if layer is None or self._snapshot is None or (layer.whiteouts and not overlaid):
                 return None
-            records.attach(self._snapshot, layer, source)
+            self._attach(self._snapshot, layer, source)
         return KeptLayer(layer.diff_id, layer.size)
 
     def keep(self, diff_id: str, source: str, traits: Traits) -> None:
@@ -208,7 +223,8 @@ class Place:
         faults.point("snapshots.layers.kept")
 
     def refuse(self, reason: str) -> None:
-        self._layers.records.note(self._snapshot, reason)
+        if self._snapshot is not None:
+            self._layers.records.note(self._snapshot, reason)
 
     def _kept(self, diff_id: str, source: str, traits: Traits, size: int, disk: int) -> bool:
         """Gives the snapshot the layer; False if that needs these files, which are not durable yet."""
@@ -230,12 +246,20 @@ class Place:
                         layer = found
                         self._layers.replace(found, self._directory, disk)
                 records.describe(layer, traits)
-                records.attach(self._snapshot, layer, source)
+                if self._snapshot is None:
+                    records.remember(diff_id, source)
+                    self._layers.expect(layer, self._life)
+                else:
+                    self._attach(self._snapshot, layer, source)
         except BaseException:
             if new is not None:
                 self._layers.take_back(new)
             raise
         return True
+
+    def _attach(self, snapshot: int, layer: Layer, source: str) -> None:
+        self._layers.records.attach(snapshot, layer, source)
+        self._layers.expect(layer, 0.0)
 
     def close(self) -> None:
         while self._fds:

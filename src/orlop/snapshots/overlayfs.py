@@ -117,6 +117,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
             return None
         return self._layers.place(id)
 
+    def place_ahead(self, life: float) -> AbstractContextManager[Place] | None:
+        """As `core.layer.LayerKeeper` says."""
+        return self._layers.place(None, life) if self._keeps_layers else None
+
+    def forget_ahead(self) -> None:
+        """As `core.layer.LayerKeeper` says."""
+        self._layers.cleanup()
+
     def files(self, diff_id: str) -> tuple[str, str] | None:
         """As `core.layer.LayerKeeper` says."""
         return self._layers.files(diff_id)

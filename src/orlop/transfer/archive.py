@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
-from orlop.core.content import ContentInfo
+from orlop.core.content import BlobWatcher, ContentInfo
 from orlop.core.descriptor import Descriptor
 from orlop.core.image import Image
 from orlop.core.mount import Mount
@@ -32,6 +32,7 @@ class Archives:
     stores: Stores
     targets: Sequence[UnpackTarget]
     locks: Locks
+    watcher: BlobWatcher | None = None
 
     async def import_archive(self, scope: Scope, source: ImportEnd, end: StoreEnd, report: Report) -> list[Image]:
         """Returns the images stored. Raises NotFound for an archive in which nothing has a name, or nothing is for the
@@ -45,6 +46,7 @@ class Archives:
                 pieces,
                 compressed=not source.media_type,
                 compress=source.force_compress,
+                watcher=self.watcher if end.unpacks else None,
             )
             entries = await self._keep(leased, index, found, end)
             named = [*naming.names_of_root(end, index)]

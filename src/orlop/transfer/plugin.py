@@ -59,6 +59,7 @@ async def _streams(context: InitContext) -> OpenStreams:
 
 
 async def _local(context: InitContext) -> LocalTransfers:
+    from orlop.core.diff import WatchingDiffer
     from orlop.transfer.archive import Archives
     from orlop.transfer.fetch import Fetches
     from orlop.transfer.local import LocalTransfers
@@ -76,8 +77,10 @@ async def _local(context: InitContext) -> LocalTransfers:
     if (registries := _registries(context)) is not None:
         puller = Puller(stores, registries, fetches, targets, context.get_all(T.IMAGE_VERIFIER), locks)
         pusher = Pusher(stores, registries, asyncio.Semaphore(max(config.max_concurrent_uploaded_layers, 1)))
+    differs = context.get_all(T.DIFFER).values()
+    watcher = next((one.watcher for one in differs if isinstance(one, WatchingDiffer)), None)
     context.meta.platforms.append(platform.host())
-    return LocalTransfers(stores, Archives(stores, targets, locks), puller, pusher)
+    return LocalTransfers(stores, Archives(stores, targets, locks, watcher), puller, pusher)
 
 
 def _registries(context: InitContext) -> Registries | None:
