@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +80,35 @@ def test_a_setting_gives_plain_directories(make_daemon: Callable[..., Daemon], a
     assert list((root(daemon) / "snapshots").glob("*/fs/bin/sh"))
     assert daemon.ctr("run", "--rm", IMAGE, name, "echo", "ok").stdout == "ok\n"
     assert not indexes(daemon)
+
+
+def test_what_a_daemon_leaves_mounted_is_taken_off_on_order(daemon: Daemon, name: str) -> None:
+    def unmount() -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).parent / "orlopd"
+        places = ["--root", daemon.work / "root", "--state", daemon.work / "state"]
+        return subprocess.run([program, *places, "unmount"], capture_output=True, text=True, timeout=60)
+
+    daemon.ctr("run", "-d", IMAGE, name, "sleep", "600")
+    refused = unmount()
+    assert refused.returncode == 1
+    assert "in use by another daemon, pid" in refused.stderr
+    daemon.stop()
+    assert "file systems of containers are still mounted" in unmount().stderr
+    assert len(indexes(daemon)) == 1
+    daemon.start()
+    daemon.ctr("tasks", "rm", "-f", name)
+    daemon.stop()
+    assert len(indexes(daemon)) == 1  # the container is still there, and has its snapshot
+    disk = daemon.work / "root/disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "disk", disk], check=True)
+    try:
+        assert unmount().stdout == f"{root(daemon) / 'l/1'}\n"
+        assert os.path.ismount(disk)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert not indexes(daemon)
+    daemon.start()
+    daemon.ctr("tasks", "start", "-d", name)
+    daemon.ctr("tasks", "rm", "-f", name)
+    daemon.ctr("containers", "rm", name)

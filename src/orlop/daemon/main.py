@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("default", help="show the default configuration").set_defaults(run=_config_default)
     verbs.add_parser("dump", help="show the configuration as it is used").set_defaults(run=_config_dump)
     verbs.add_parser("migrate", help="show the file migrated to the newest version").set_defaults(run=_config_migrate)
+    unmount = commands.add_parser("unmount", help="take off what a daemon that has ended left mounted below its root")
+    unmount.set_defaults(run=_unmount)
     publish = commands.add_parser("publish", help="publish the event on standard input")
     publish.add_argument("--namespace", default="")
     publish.add_argument("--topic", default="")
@@ -101,6 +103,13 @@ def _run(config: Config) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run(config))
     return 0
+
+
+def _unmount(options: argparse.Namespace) -> None:
+    from orlop.daemon.unmount import unmount
+
+    for point in unmount(_load(options)):
+        sys.stdout.write(f"{point}\n")
 
 
 def _config_default(_options: argparse.Namespace) -> None:
