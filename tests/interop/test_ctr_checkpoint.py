@@ -22,6 +22,8 @@ from orlop.errors import OrlopError
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /count; echo $i; sleep 0.2; done"
+AWK_TELLER = 'BEGIN { while (1) { print ++i; system("usleep 200000") } }'
+TELLER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.2; done"
 REF = "example.org/checkpoint:1"
 
 
@@ -140,9 +142,57 @@ def test_a_restored_container_writes_where_its_new_streams_lead(
         end(daemon, restored)
 
 
-async def start_from(daemon: Daemon, name: str, images: Path, io: IO) -> None:
-    """Starts the task of container `name` from the checkpoint in `images`, with the streams `io`."""
-    checkpoint = Descriptor(media.CHECKPOINT, digest.of(b""), 0, annotations={"RestoreFromPath": str(images)})
+def test_a_restored_container_appends_to_the_log_file_that_it_is_given(
+    criu: None, daemon: Daemon, name: str, tmp_path: Path
+) -> None:
+    images, restored, old, new = tmp_path / "images", f"{name}-restored", tmp_path / "old", tmp_path / "new"
+    daemon.ctr("run", "-d", "--log-uri", f"file://{old}", IMAGE, name, "sh", "-c", TELLER)
+    try:
+        wait_until(lambda: old.exists() and "5\n" in old.read_text(), daemon, name)
+        daemon.ctr("tasks", "checkpoint", "--exit", "--image-path", images, name)
+        wait_until(lambda: name not in running(daemon), daemon, name)
+        written = old.read_text()
+        new.write_text("what was here\n")
+        daemon.ctr("containers", "create", IMAGE, restored)
+        asyncio.run(start_from(daemon, restored, images, IO(stdout=f"file://{new}", stderr=f"file://{new}")))
+        wait_until(lambda: new.read_text().count("\n") > 3, daemon, restored)
+        here, *lines = new.read_text().splitlines()
+        assert here == "what was here"
+        assert int(lines[0]) == int(written.split()[-1]) + 1
+        assert old.read_text() == written
+    finally:
+        end(daemon, name, restored)
+
+
+def test_a_container_with_a_terminal_goes_on_at_the_terminal_of_its_restore(
+    criu: None, daemon: Daemon, name: str, tmp_path: Path
+) -> None:
+    """Not by `ctr containers restore`: it asks for no terminal, which the runtime refuses, with containerd too."""
+    images, restored = tmp_path / "images", f"{name}-restored"
+    screens = [tmp_path / "first", tmp_path / "second"]
+    for screen, container in zip(screens, (name, restored), strict=True):
+        os.mkfifo(screen)
+        daemon.ctr("containers", "create", "--tty", IMAGE, container, "awk", AWK_TELLER)
+    try:
+        with open(os.open(screens[0], os.O_RDWR)) as first:
+            asyncio.run(start_from(daemon, name, None, IO(stdout=str(screens[0]), terminal=True)))
+            while first.readline() != "5\n":
+                assert name in running(daemon), daemon.log()
+            daemon.ctr("tasks", "checkpoint", "--exit", "--image-path", images, name)
+        with open(os.open(screens[1], os.O_RDWR)) as second:
+            asyncio.run(start_from(daemon, restored, images, IO(stdout=str(screens[1]), terminal=True)))
+            counted = int(second.readline())
+            assert counted >= 6
+            assert int(second.readline()) == counted + 1
+    finally:
+        end(daemon, name, restored)
+
+
+async def start_from(daemon: Daemon, name: str, images: Path | None, io: IO) -> None:
+    """Starts the task of container `name` with the streams `io`, from the checkpoint in `images` if there is one."""
+    checkpoint = None
+    if images is not None:
+        checkpoint = Descriptor(media.CHECKPOINT, digest.of(b""), 0, annotations={"RestoreFromPath": str(images)})
     async with connect(daemon.address) as client:
         mounts = await rootfs(client, await client.containers.get(client.scope, name))
         new = NewTask(name, mounts, io, checkpoint=checkpoint)
