@@ -196,9 +196,9 @@ def test_a_wrong_password_is_told_and_not_shown(
 
 
 @pytest.mark.parametrize("program", BY_DAEMON, indirect=True)
-def test_a_name_that_no_host_knows_is_told(program: Program) -> None:
+def test_a_name_that_no_host_knows_is_told(program: Program, hosts: Hosts) -> None:
     said = told(program.pull("tls.example/team/nothing:1"))
-    assert "tls.example/team/nothing:1: not found" in said
+    assert f"tls.example/team/nothing:1: not found (asked {hosts.registries['tls'].address})" in said
 
 
 @pytest.mark.parametrize("program", BY_DAEMON, indirect=True)

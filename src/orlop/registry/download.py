@@ -64,7 +64,7 @@ class Download:
                         yield chunk
                 return
             except OrlopError as error:
-                outcome.add(error)
+                outcome.add(error, source.host)
         raise outcome.error(self._what)
 
     async def close(self) -> None:

@@ -21,9 +21,12 @@ class Outcome:
 
     def __init__(self) -> None:
         self._failures: list[tuple[Gravity, OrlopError]] = []
+        self._hosts: dict[str, None] = {}
 
-    def add(self, error: OrlopError) -> None:
+    def add(self, error: OrlopError, host: str) -> None:
+        """`host` (`name[:port]`) has failed with `error`."""
         self._failures.append((_gravity(error), error))
+        self._hosts[host] = None
 
     @property
     def is_not_found(self) -> bool:
@@ -33,7 +36,9 @@ class Outcome:
     def error(self, prefix: str) -> OrlopError:
         """All failures as one error of the gravest one's kind."""
         if not self._failures or self.is_not_found:
-            return NotFound(prefix)
+            others = [host for host in self._hosts if not prefix.startswith(f"{host}/")]
+            asked = f" (asked {', '.join(others)})" if others else ""
+            return NotFound.verbatim(f"{prefix}: not found{asked}")
         ordered = [error for _, error in sorted(self._failures, key=lambda failure: -failure[0])]
         texts = list(dict.fromkeys(str(error) for error in ordered))
         more = f"; and {len(texts) - 4} other failures" if len(texts) > 4 else ""

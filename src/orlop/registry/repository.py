@@ -101,7 +101,7 @@ class HostedRepository:
             try:
                 return await referrers.referrers(endpoint, digest, artifact_type)
             except OrlopError as error:
-                outcome.add(error)
+                outcome.add(error, endpoint.host.address)
         raise outcome.error(f"{self.reference}: referrers of {digest}")
 
     async def close(self) -> None:

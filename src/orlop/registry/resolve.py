@@ -43,11 +43,12 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint]) -> Descri
             try:
                 return await _ask(reference, endpoint, f"{path}/{reference.object}", endpoint is endpoints[-1])
             except Denied as error:
-                outcome.add(error.within("pull access denied, repository does not exist or may require authorization"))
+                denied = error.within("pull access denied, repository does not exist or may require authorization")
+                outcome.add(denied, endpoint.host.address)
             except InvalidArgument:
                 raise
             except OrlopError as error:
-                outcome.add(error)
+                outcome.add(error, endpoint.host.address)
     raise outcome.error(str(reference))
 
 

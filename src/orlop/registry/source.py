@@ -34,6 +34,10 @@ class Source:
     def shown(self) -> str:
         return redact(self._url)
 
+    @property
+    def host(self) -> str:
+        return self._endpoint.host.address
+
     @asynccontextmanager
     async def open(self, start: int, end: int | None, *, ranged: bool = True) -> AsyncIterator[Part]:
         """The bytes from `start` up to and without `end`, or to the content's end.
