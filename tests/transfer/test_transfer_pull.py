@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from images_world import NS, encoded
+from images_world import NS, Silent, encoded
 from transfer_world import AMD64, ARM64, REFERENCE, PullWorld, layer_of, pull_world
 
 from orlop.core import digest as digests
 from orlop.core import media
 from orlop.core.descriptor import Descriptor
 from orlop.core.lease import Resource
+from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.verifier import Judgement
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OrlopError, Unavailable, Unknown
 from orlop.images.unpack import chain_ids
+from orlop.metadata.snapshots import NamespacedSnapshots
+from orlop.snapshots.native import NativeSnapshotter
 
 pytestmark = pytest.mark.root
 
@@ -377,3 +380,28 @@ async def test_a_docker_manifest_that_does_not_say_what_its_config_is_is_rewritt
         await reader.close()
         assert set((await world.labels(image.target.digest)).values()) == {config_digest, layer_digest}
         assert await world.leases.list(NS) == []
+
+
+async def test_a_pull_that_is_cancelled_while_a_snapshot_is_made_leaves_none(tmp_path: Path) -> None:
+    async with pull_world(tmp_path) as world:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        class Slow(NativeSnapshotter):
+            async def prepare(self, key: str, *more: Any, **others: Any) -> list[Mount]:
+                begun.set()
+                await go_on.wait()
+                return await super().prepare(key, *more, **others)
+
+        driver = Slow(tmp_path / "slow")
+        world.snapshots = NamespacedSnapshots(world.db, {"native": driver}, Silent())
+        world.stores = replace(world.stores, snapshots=world.snapshots)
+        world.registry.serve(world.registry.image(LAYERS[:1]))
+        pulling = asyncio.create_task(world.pull())
+        await begun.wait()
+        pulling.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+        assert await world.snapshots.list(NS, "native") == []
+        await driver.close()

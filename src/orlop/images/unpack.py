@@ -223,6 +223,9 @@ class _Unpacking:
                 await self.snapshots.stat(self.scope, self.snapshotter, chain_id)
                 await self.present(number)
                 return
+            except asyncio.CancelledError:
+                await asyncio.shield(self._discard(key))  # a call that is cancelled ends all the same
+                raise
             try:
                 await self._fill(number, key, _overlaid(mounts) if place.is_loose else mounts)
             except BaseException:
