@@ -17,7 +17,8 @@ from orlop.core.scope import Scope
 EXTRACTION = "extract-"
 """How keys of snapshots begin that a layer is unpacked into; clients look for it."""
 EXTRACTING = "orlop/extracting"
-"""A label of such a snapshot while this daemon fills it: should the daemon be killed, it goes at the next start."""
+"""A label of such a snapshot while this daemon fills it: should the daemon be killed, it goes at the next start. A
+driver need not make it durable before its commit."""
 
 
 class Kind(IntEnum):

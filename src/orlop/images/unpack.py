@@ -119,12 +119,13 @@ async def unpack_chain(
     must be able to give a snapshot its parent at its commit (capability `rebase`). `marks` are labels that snapshots
     have only while they are filled. `present` is told of each layer whose snapshot is there already.
     """
-    unpacking = _Unpacking(content, snapshots, scope, chain, snapshotter, apply, marks or {}, present)
-    if at_once > 1:
-        await unpacking.together(at_once)
-    else:
-        for number in range(len(chain.layers)):
-            await unpacking.layer(number)
+    async with group_of_tasks() as labelling:
+        unpacking = _Unpacking(content, snapshots, scope, chain, snapshotter, apply, marks or {}, present, labelling)
+        if at_once > 1:
+            await unpacking.together(at_once)
+        else:
+            for number in range(len(chain.layers)):
+                await unpacking.layer(number)
     top = chain.ids[-1] if chain.ids else ""
     await _label(content, scope, chain.config.digest, {f"containerd.io/gc.ref.snapshot.{snapshotter}": top})
     return top
@@ -172,6 +173,8 @@ class _Unpacking:
     apply: Apply
     marks: Mapping[str, str]
     present: Callable[[int], Awaitable[None]]
+    labelling: asyncio.TaskGroup
+    """No layer waits for the labels of the one before."""
 
     async def layer(self, number: int) -> None:
         """Makes the snapshot of a layer above those below, if it is not there."""
@@ -240,8 +243,8 @@ class _Unpacking:
         except BaseException:
             await asyncio.shield(self._discard(key))
             raise
-        layer = self.chain.layers[number]
-        await _label(self.content, self.scope, layer.digest, {UNCOMPRESSED: self.chain.diff_ids[number]})
+        labels = {UNCOMPRESSED: self.chain.diff_ids[number]}
+        self.labelling.create_task(_label(self.content, self.scope, self.chain.layers[number].digest, labels))
 
     async def _is_there(self, number: int) -> bool:
         try:

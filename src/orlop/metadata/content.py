@@ -71,7 +71,7 @@ class NamespacedContent:
             )
             return updated
 
-        return await self._db.write(change)
+        return await self._db.write(change, durable=scope.lasts)
 
     async def delete(self, scope: Scope, digest: str) -> None:
         """Removes the namespace's record; the file goes at the next collection. Raises NotFound."""
@@ -116,7 +116,7 @@ class NamespacedContent:
             holder = Scope(scope.namespace) if outlives_lease else scope
             opened = await self._db.write(
                 lambda connection: self._open(connection, scope, holder, ref, total, expected, stored),
-                durable=stored is not None,
+                durable=scope.lasts and stored is not None,
             )
             if opened is None:
                 raise AlreadyExists(f"content {expected}")

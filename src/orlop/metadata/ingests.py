@@ -88,7 +88,7 @@ class NamespacedWriter:
             await self._writer.sync()
 
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> ContentInfo:
-        """Makes the record of the blob: the blob and its record are durable on return.
+        """Makes the record of the blob: the blob is durable on return, and its record where the scope is to last.
 
         Raises InvalidArgument for a label that is too long, FailedPrecondition for another size or digest, and
         AlreadyExists if the namespace has the blob: then the ingest is gone, and the blob is in the caller's lease.
@@ -163,6 +163,6 @@ class NamespacedWriter:
             leases.join(connection, scope, "content", info.digest)
             return is_new
 
-        if not await self._db.write(change):
+        if not await self._db.write(change, durable=scope.lasts):
             raise AlreadyExists(f"content {info.digest}")
         return info

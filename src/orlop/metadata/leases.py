@@ -45,7 +45,7 @@ class Leases:
                 (scope.namespace, lease.id, records.dump_labels(lease.labels), lease.created_at),
             )
 
-        await self._db.write(change)
+        await self._db.write(change, durable=scope.lasts)
         return lease
 
     async def delete(self, scope: Scope, id: str, *, sync: bool = False) -> None:
@@ -71,7 +71,7 @@ class Leases:
             _require(connection, scope.namespace, id, f'lease "{id}"')
             _list(connection, scope.namespace, id, resource)
 
-        await self._db.write(change)
+        await self._db.write(change, durable=scope.lasts)
 
     async def delete_resource(self, scope: Scope, id: str, resource: Resource) -> None:
         """Succeeds for a resource that is not listed."""

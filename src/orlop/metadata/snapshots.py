@@ -117,7 +117,7 @@ class NamespacedSnapshots:
             rows.forget(connection, scope, snapshotter, key)
 
         async with self._names.held((scope.namespace, snapshotter, key)):
-            await self._db.write(change, removes=1, frees=True)
+            await self._db.write(change, removes=1, frees=True, durable=scope.lasts)
         event = events.SnapshotRemove(key=key, snapshotter=snapshotter)
         self._publisher.publish(scope.namespace, "/snapshot/remove", event)
 
@@ -223,7 +223,7 @@ class NamespacedSnapshots:
             leases.join(connection, scope, f"snapshots/{snapshotter}", name)
             return True
 
-        return self._db.read(is_there) and await self._db.write(join)
+        return self._db.read(is_there) and await self._db.write(join, durable=scope.lasts)
 
     async def _new_row(self) -> int:
         """One that was never given before. Many are taken at once: each time, the disk must have heard of it."""
@@ -274,7 +274,8 @@ class NamespacedSnapshots:
             now = clock.now()
             made = dataclasses.replace(new, created_at=now, updated_at=now)
             await self._db.write(
-                lambda connection: rows.insert(connection, scope, snapshotter, made, row, backend, above)
+                lambda connection: rows.insert(connection, scope, snapshotter, made, row, backend, above),
+                durable=scope.lasts,
             )
         except BaseException:
             await self._take_back(driver, snapshotter, backend)
@@ -352,7 +353,7 @@ class NamespacedSnapshots:
             rows.forget(connection, scope, snapshotter, key)
             rows.insert(connection, scope, snapshotter, committed, None, backend, above_backend)
 
-        await self._db.write(change)
+        await self._db.write(change, durable=scope.lasts)
 
     @staticmethod
     async def _resume_commit(
@@ -408,7 +409,11 @@ def _validate(given: Mapping[str, str] | None) -> None:
 
 def _inherited(given: Mapping[str, str]) -> dict[str, str]:
     """The labels that a driver gets to see."""
-    return {key: value for key, value in given.items() if key == REF_LABEL or key.startswith(_INHERITED_PREFIX)}
+    return {
+        key: value
+        for key, value in given.items()
+        if key in (REF_LABEL, EXTRACTING) or key.startswith(_INHERITED_PREFIX)
+    }
 
 
 def _merged(record: SnapshotRecord, driver: SnapshotInfo) -> SnapshotInfo:

@@ -1,8 +1,10 @@
 """What drivers share that keep each snapshot in a directory of its own, `<root>/snapshots/<id>`.
 
 Order of durable steps. Made: the directory is filled under a temporary name, then, inside the transaction that adds
-its record, gets its final one; so a record never lacks its directory. Removed: the record goes first, the directory
-with the next `cleanup`. What a crash leaves is a directory without a record, which `cleanup` removes too.
+its record, gets its final one; so a record never lacks its directory. One that a layer is unpacked into may be lost
+with the power until it is committed: nobody goes on with it after that (`core.snapshot.EXTRACTING`). Removed: the
+record goes first, the directory with the next `cleanup`. What a crash leaves is a directory without a record, which
+`cleanup` removes too.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import ClassVar
 
 from orlop import faults
 from orlop.core.mount import Mount
-from orlop.core.snapshot import Kind, SnapshotInfo, Usage
+from orlop.core.snapshot import EXTRACTING, Kind, SnapshotInfo, Usage
 from orlop.errors import FailedPrecondition, OrlopError
 from orlop.snapshots import trees
 from orlop.snapshots.storage import Record, Records
@@ -119,14 +121,16 @@ class DirectorySnapshotter(ABC):
             self._fill(directory, kind, labels, parent_id)
             faults.point("snapshots.create.filled")
             final = ""
+            lasts = EXTRACTING not in labels
             try:
-                with self._records.transaction():
+                with self._records.transaction(durable=lasts):
                     with _led_by("failed to create snapshot"):
                         record = self._records.create(kind, key, parent, labels)
                     final = self._directory(record.id)
                     os.rename(directory, final)
                     faults.point("snapshots.create.renamed")
-                    sync_directory(self._snapshots)
+                    if lasts:
+                        sync_directory(self._snapshots)
                     faults.point("snapshots.create.synced")
             except BaseException:
                 if final:
@@ -163,6 +167,8 @@ class DirectorySnapshotter(ABC):
         record = self._records.get(key)
         measured = self._measure(record)
         faults.point("snapshots.commit.measured")
+        if EXTRACTING in record.info.labels:
+            sync_directory(self._snapshots)
         with _led_by(self.commit_failed.format(key=key)):
             self._records.commit(key, name, labels, measured, parent, bare=self._is_bare(record))
         faults.point("snapshots.commit.recorded")

@@ -56,10 +56,21 @@ class LayerRecords:
     def by_source(self, source: str) -> Layer | None:
         return self._one("id = (SELECT layer FROM layer_sources WHERE source = ?)", source)
 
-    def add(self, diff_id: str, size: int, disk: int) -> Layer:
+    def reserve(self) -> int:
+        """An id that no layer has had or will be given."""
+        with self.transaction(durable=False) as connection:
+            # The table counts them by itself, but only for rows that are there.
+            connection.execute("INSERT INTO layers (diff_id, size, disk) VALUES ('', 0, 0)")
+            id = connection.last_insert_rowid()
+            connection.execute("DELETE FROM layers WHERE id = ?", (id,))
+            return id
+
+    def add(self, id: int, diff_id: str, size: int, disk: int) -> Layer:
+        """`id` was reserved for it."""
         with self.transaction() as connection:
-            connection.execute("INSERT INTO layers (diff_id, size, disk) VALUES (?, ?, ?)", (diff_id, size, disk))
-            return Layer(connection.last_insert_rowid(), diff_id, size, disk)
+            columns = (id, diff_id, size, disk)
+            connection.execute("INSERT INTO layers (id, diff_id, size, disk) VALUES (?, ?, ?, ?)", columns)
+            return Layer(id, diff_id, size, disk)
 
     def describe(self, layer: Layer, traits: Traits) -> None:
         """What the index of `layer` has in it."""

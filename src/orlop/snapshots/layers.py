@@ -1,9 +1,9 @@
 """Layers on disk, each a tar and its index: `<root>/layers/<id>/tar` and `index`, shared by all that have them.
 
-Durable order: both files are written under a temporary name and synced; then, inside the transaction that records the
-layer and gives it to its snapshot, they get their final one. That record is durable with the commit of the snapshot: a
-loss of power before leaves an active without its layer. A layer goes the other way: record, mount, files. What a crash
-leaves is a directory without a record, which `cleanup` removes.
+Durable order: both files are written under a temporary name, get their final one, and are synced with it; then the
+layer is recorded and given to its snapshot. That record is durable with the commit of the snapshot: a loss of power
+before leaves an active without its layer. A layer goes the other way: record, mount, files. What a crash leaves is a
+directory without a record, which `cleanup` removes.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class Layers:
             place.close()
             self._discard(name)
             self._making.discard(name)
+            if place.id is not None:
+                if not place.is_recorded:
+                    self._discard(str(place.id))
+                self._making.discard(str(place.id))
 
     def whole(self, layer: Layer | None) -> Layer | None:
         """`layer`, unless it is known to be damaged or its files are not there in their size."""
@@ -74,10 +78,21 @@ class Layers:
             return None
         return layer if size == layer.size else None
 
-    def place_files(self, made: Path, layer: Layer) -> None:
-        """Gives the files of a new layer their final name."""
-        os.rename(made, self.path(layer))
+    def reserve(self) -> int:
+        """The id of a layer that will be recorded. Its directory is left alone meanwhile."""
+        id = self.records.reserve()
+        self._making.add(str(id))
+        return id
+
+    def number(self, made: Path, id: int) -> Path:
+        """Gives the directory of a layer that has no record yet the name that it will have."""
+        numbered = self._directory / str(id)
+        os.rename(made, numbered)
         faults.point("snapshots.layers.renamed")
+        return numbered
+
+    def sync(self) -> None:
+        """The names of the layers' directories are durable on return."""
         sync_directory(self._directory)
         faults.point("snapshots.layers.placed")
 
@@ -93,10 +108,6 @@ class Layers:
         self.records.mend(layer, disk)
         self.mounts.renew(layer.id)
         self.replaced(layer.id)
-
-    def take_back(self, layer: Layer) -> None:
-        """The record of `layer` has not become durable: neither shall the files."""
-        self._discard(str(layer.id))
 
     def files(self, diff_id: str) -> tuple[str, str] | None:
         """The tar and the index of a layer; None if it is not kept."""
@@ -196,7 +207,9 @@ class Place:
         self._snapshot = snapshot
         self._life = life
         self._fds: dict[str, int] = {}
-        self._durable = False
+        self.id: int | None = None
+        """What the layer is called, once its files are durable."""
+        self.is_recorded = False
 
     @property
     def tar(self) -> int:
@@ -229,32 +242,26 @@ class Place:
     def _kept(self, diff_id: str, source: str, traits: Traits, size: int, disk: int) -> bool:
         """Gives the snapshot the layer; False if that needs these files, which are not durable yet."""
         records = self._layers.records
-        new: Layer | None = None
         # One that is there may have been damaged: that it is mended must last.
         is_known = records.by_diff_id(diff_id) is not None
-        try:
-            with records.transaction(durable=is_known):
-                found = records.by_diff_id(diff_id)
-                layer = self._layers.whole(found)
-                if layer is None:
-                    if not self._durable:
-                        return False
-                    if found is None:
-                        layer = new = records.add(diff_id, size, disk)
-                        self._layers.place_files(self._directory, new)
-                    else:
-                        layer = found
-                        self._layers.replace(found, self._directory, disk)
-                records.describe(layer, traits)
-                if self._snapshot is None:
-                    records.remember(diff_id, source)
-                    self._layers.expect(layer, self._life)
+        with records.transaction(durable=is_known):
+            found = records.by_diff_id(diff_id)
+            layer = self._layers.whole(found)
+            if layer is None:
+                if self.id is None:
+                    return False
+                if found is None:
+                    layer = records.add(self.id, diff_id, size, disk)
                 else:
-                    self._attach(self._snapshot, layer, source)
-        except BaseException:
-            if new is not None:
-                self._layers.take_back(new)
-            raise
+                    layer = found
+                    self._layers.replace(found, self._directory, disk)
+            records.describe(layer, traits)
+            if self._snapshot is None:
+                records.remember(diff_id, source)
+                self._layers.expect(layer, self._life)
+            else:
+                self._attach(self._snapshot, layer, source)
+        self.is_recorded = layer.id == self.id
         return True
 
     def _attach(self, snapshot: int, layer: Layer, source: str) -> None:
@@ -277,6 +284,9 @@ class Place:
         return found[0].st_size, sum(status.st_blocks for status in found) * 512
 
     def _make_durable(self) -> None:
+        self.id = self._layers.reserve()
+        # They have their name already, so that a file system with a journal writes that once for all.
+        self._directory = self._layers.number(self._directory, self.id)
         for fd in (self.index, self.tar):
             os.fsync(fd)
         faults.point("snapshots.layers.synced")
@@ -284,4 +294,4 @@ class Place:
         for name in ("tar", "index"):
             verity.enable(self._directory / name)
         sync_directory(self._directory)
-        self._durable = True
+        self._layers.sync()

@@ -65,13 +65,19 @@ class Fetches:
 
     async def layer(self, origin: Origin, descriptor: Descriptor, arrival: Arrival) -> bool:
         """As `blob`; no more layers at a time than the daemon may fetch."""
-        async with self._layers:
-            return await self.blob(origin, descriptor, arrival)
+        return await self.blob(origin, descriptor, arrival, self._layers)
 
-    async def blob(self, origin: Origin, descriptor: Descriptor, arrival: Arrival | None = None) -> bool:
+    async def blob(
+        self,
+        origin: Origin,
+        descriptor: Descriptor,
+        arrival: Arrival | None = None,
+        slots: asyncio.Semaphore | None = None,
+    ) -> bool:
         """Fetches a blob unless it is here; False if it was. `arrival` tells of what comes, if it comes by this call.
 
-        Raises FailedPrecondition for content of another digest or size, and what the registry raises.
+        It waits for one of `slots` first. Raises FailedPrecondition for content of another digest or size, and
+        what the registry raises.
         """
         arrival = arrival or Arrival()
         digests.validate(descriptor.digest, f"{origin.reference}: {descriptor.media_type} {descriptor.digest!r}")
@@ -81,7 +87,7 @@ class Fetches:
                 await other.over.wait()
             self._arriving[descriptor.digest] = arrival
             try:
-                fetched = await self._blob(origin, descriptor, arrival)
+                fetched = await self._blob(origin, descriptor, arrival, slots)
                 whole = True
                 return fetched
             finally:
@@ -102,23 +108,31 @@ class Fetches:
             update = ContentInfo(digest, 0, labels={key: value})
             await self._content.update(origin.scope, update, [f"labels.{key}"])
 
-    async def _blob(self, origin: Origin, descriptor: Descriptor, arrival: Arrival) -> bool:
-        try:
-            writer = await self._open(origin.scope, descriptor)
-        except AlreadyExists:
-            await self.label(origin, descriptor.digest)
-            return False
-        try:
-            return await self._fill(origin, descriptor, writer, arrival)
-        except (FailedPrecondition, DataLoss, ResourceExhausted):
-            # It is of no use to anybody, or others need the room more.
-            await _let_go(writer)
-            with contextlib.suppress(OrlopError):
-                await self._content.abort(origin.scope, ref_of(descriptor))
-            raise
-        finally:
-            arrival.close()
-            await _let_go(writer)
+    async def _blob(
+        self, origin: Origin, descriptor: Descriptor, arrival: Arrival, slots: asyncio.Semaphore | None
+    ) -> bool:
+        async with contextlib.AsyncExitStack() as slot:
+            if slots is not None:
+                await slot.enter_async_context(slots)
+            try:
+                writer = await self._open(origin.scope, descriptor)
+            except AlreadyExists:
+                await self.label(origin, descriptor.digest)
+                return False
+            try:
+                came = await self._fill(origin, descriptor, writer, arrival)
+                await slot.aclose()  # the next one may come while this one is made durable
+                await self._commit(origin, descriptor, writer, arrival)
+                return came
+            except (FailedPrecondition, DataLoss, ResourceExhausted):
+                # It is of no use to anybody, or others need the room more.
+                await _let_go(writer)
+                with contextlib.suppress(OrlopError):
+                    await self._content.abort(origin.scope, ref_of(descriptor))
+                raise
+            finally:
+                arrival.close()
+                await _let_go(writer)
 
     async def _open(self, scope: Scope, descriptor: Descriptor) -> Writer:
         """The ingest, once no client that pulls by itself has it open."""
@@ -133,6 +147,7 @@ class Fetches:
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _fill(self, origin: Origin, descriptor: Descriptor, writer: Writer, arrival: Arrival) -> bool:
+        """False where the blob is here, in another namespace."""
         offset = (await writer.status()).offset
         shared = offset == descriptor.size and writer.digest() == descriptor.digest
         if not shared:
@@ -143,6 +158,9 @@ class Fetches:
             arrival.open(writer.share())
             await self._receive(origin, descriptor, writer, arrival)
         faults.point("transfer.fetch.received")
+        return not shared
+
+    async def _commit(self, origin: Origin, descriptor: Descriptor, writer: Writer, arrival: Arrival) -> None:
         key, value = self._source(origin, ContentInfo(descriptor.digest, descriptor.size))
         try:
             await writer.commit(descriptor.size, descriptor.digest, {key: value} if value else {})
@@ -153,7 +171,6 @@ class Fetches:
                 f"{origin.reference}: {descriptor.media_type} {descriptor.digest}: what came has digest "
                 f"{writer.digest()} and {arrival.offset} bytes: {error}"
             ) from error
-        return not shared
 
     async def _receive(self, origin: Origin, descriptor: Descriptor, writer: Writer, arrival: Arrival) -> None:
         what = f"{origin.reference}: {descriptor.media_type} {descriptor.digest}"

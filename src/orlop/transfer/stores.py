@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orlop.core import clock, rfc3339
 from orlop.core.content import ContentStore
@@ -34,13 +34,14 @@ class Stores:
 
     @asynccontextmanager
     async def leased(self, scope: Scope) -> AsyncIterator[Scope]:
-        """`scope` with a lease: its own, or one that ends here."""
+        """`scope` with a lease: its own, or one that ends here, and with which all that was done lasts."""
         if scope.lease:
             yield scope
             return
-        lease = await self.leases.create(scope, uuid.uuid4().hex, _expiring())
+        passing = Scope(scope.namespace, lasts=False)
+        lease = await self.leases.create(passing, uuid.uuid4().hex, _expiring())
         try:
-            yield Scope(scope.namespace, lease.id)
+            yield replace(passing, lease=lease.id)
         except BaseException:
             try:
                 await asyncio.shield(self._end(scope, lease.id))
