@@ -117,7 +117,8 @@ class DirectorySnapshotter(ABC):
     def _create(self, kind: Kind, key: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         with self._temporary_directory() as directory:
             # A quick answer before the work; `create` below decides, in its transaction.
-            parent_id = self._parent_id(key, parent)
+            with _led_by("failed to create snapshot"):
+                parent_id = self._records.parent_of_new(key, parent)
             self._fill(directory, kind, labels, parent_id)
             faults.point("snapshots.create.filled")
             final = ""
@@ -144,17 +145,6 @@ class DirectorySnapshotter(ABC):
             self._records.remove(key)
             self._discard(final)
             raise
-
-    def _parent_id(self, key: str, parent: str) -> int | None:
-        with _led_by("failed to create snapshot"), self._records.transaction() as connection:
-            # Made and undone: the refusals are those of the real thing.
-            connection.execute("SAVEPOINT trial")
-            try:
-                record = self._records.create(Kind.VIEW, key, parent, {})
-            finally:
-                connection.execute("ROLLBACK TO trial")
-                connection.execute("RELEASE trial")
-        return record.parents[0].id if record.parents else None
 
     def _mounts(self, key: str) -> list[Mount]:
         with _led_by(self.mounts_failed):

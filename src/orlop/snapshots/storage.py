@@ -166,18 +166,8 @@ class Records:
 
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Record:
         """A new active snapshot or view. Raises AlreadyExists, NotFound or InvalidArgument (the parent)."""
-        if not key:
-            raise Unknown("bucket name required")
         with self.transaction() as connection:
-            parent_id = None
-            if parent:
-                row = connection.execute("SELECT id, kind FROM snapshots WHERE key = ?", (parent,)).fetchone()
-                if row is None:
-                    raise NotFound(f'missing parent "{parent}" bucket')
-                if row[1] != Kind.COMMITTED:
-                    raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
-                parent_id = row[0]
-            self._refuse_taken(connection, key, f"snapshot {key}")
+            parent_id = self.parent_of_new(key, parent)
             now = clock.now()
             connection.execute(
                 "INSERT INTO snapshots (key, kind, parent, labels, size, inodes, created_at, updated_at) "
@@ -185,6 +175,22 @@ class Records:
                 (key, int(kind), parent_id, json.dumps(dict(labels)), now, now),
             )
             return self.get(key)
+
+    def parent_of_new(self, key: str, parent: str) -> int | None:
+        """The id of `parent`, if it is not empty. Raises as `create`."""
+        if not key:
+            raise Unknown("bucket name required")
+        with self.transaction() as connection:
+            id = None
+            if parent:
+                row = connection.execute("SELECT id, kind FROM snapshots WHERE key = ?", (parent,)).fetchone()
+                if row is None:
+                    raise NotFound(f'missing parent "{parent}" bucket')
+                if row[1] != Kind.COMMITTED:
+                    raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
+                id = int(row[0])
+            self._refuse_taken(connection, key, f"snapshot {key}")
+            return id
 
     def commit(
         self,
