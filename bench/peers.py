@@ -51,6 +51,15 @@ class Peer:
         self.process.terminate()
         self.process.wait(30)
 
+    @property
+    def oci_runtime(self) -> str:
+        """The OCI runtime of containers that name none: what orlop says, and runc for containerd."""
+        for line in self.ctr("plugins", "ls", "--detailed", "id==task").splitlines():
+            name, _, value = line.strip().partition(" ")
+            if name == "oci-runtime":
+                return value.strip()
+        return "runc"
+
     def ctr(self, *arguments: str) -> str:
         done = subprocess.run([self.ctr_program, "-a", self.address, *arguments], capture_output=True, text=True)
         if done.returncode:
@@ -143,13 +152,15 @@ def unmount_below(directory: Path) -> None:
 @contextmanager
 def peers(options: argparse.Namespace) -> Iterator[tuple[Peer, Peer]]:
     works = [Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir="/var/tmp")) for name in ("orlop", "containerd")]
-    config = works[1] / "config.toml"
-    config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+    configs = [work / "config.toml" for work in works]
+    task = f'[plugins."io.containerd.runtime.v2.task"]\noci_runtime = "{options.oci_runtime}"\n'
+    configs[0].write_text(f"version = 4\n{task}")
+    configs[1].write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
     orlopd = Path(sys.executable).parent / "orlopd"
     made = []
     for name, work, command in (
-        ("orlop", works[0], [str(orlopd)]),
-        ("containerd", works[1], [options.containerd, "--config", str(config)]),
+        ("orlop", works[0], [str(orlopd), "--config", str(configs[0])]),
+        ("containerd", works[1], [options.containerd, "--config", str(configs[1])]),
     ):
         directories = ["--root", f"{work}/root", "--state", f"{work}/state", "--address", f"{work}/s.sock"]
         made.append(Peer(name, work, [*command, *directories], options.ctr))
@@ -202,13 +213,17 @@ def measure(benchmarks: Mapping[str, Benchmark], description: str | None) -> Non
     parser.add_argument("--only", action="append", choices=sorted(benchmarks))
     parser.add_argument("--containerd", default="containerd")
     parser.add_argument("--ctr", default="ctr")
+    parser.add_argument("--oci-runtime", default="auto", help="orlop's; runc to compare with the same one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     facts = machine(options)
     for name, value in facts.items():
         print(f"{name}: {value}")
-    print(f"\n{'':52} {'orlop':>12} {'containerd':>12} {'':8} {'ratio':>8}   target")
     with peers(options) as (orlop, containerd):
+        for peer in (orlop, containerd):
+            facts[f"OCI runtime of {peer.name}"] = peer.oci_runtime
+            print(f"OCI runtime of {peer.name}: {peer.oci_runtime}")
+        print(f"\n{'':52} {'orlop':>12} {'containerd':>12} {'':8} {'ratio':>8}   target")
         bench = Bench(orlop, containerd, options)
         for name, benchmark in benchmarks.items():
             if not options.only or name in options.only:
