@@ -32,7 +32,7 @@ pytestmark = [
 def worker_of(shim: Shim) -> int:
     """The worker of `shim`; 0 while it sleeps."""
     for child in Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if Path(f"/proc/{child}/comm").read_text() == "orlop-shim\n":
                 return int(child)
     return 0
@@ -134,6 +134,33 @@ async def test_input_stays_open_while_the_shim_sleeps_until_it_is_closed(tmp_pat
         os.close(output)
 
 
+@pytest.mark.parametrize("is_killed", [False, True], ids=["it-finishes", "it-is-killed"])
+async def test_a_logging_program_is_known_after_a_sleep(tmp_path: Path, is_killed: bool) -> None:
+    logger, fifo = tmp_path / "logger", tmp_path / "in"
+    logger.write_text(f"#!/bin/sh\nexec 5>&-\necho $$ >{tmp_path}/pid\ncat <&3 >{tmp_path}/logged\n")
+    logger.chmod(0o755)
+    os.mkfifo(fifo)
+    async with running_shim(tmp_path) as shim:
+        await shim.create("cat", stdin=str(fifo), stdout=f"binary://{logger}")
+        await shim.call("Start")
+        await asleep(shim)
+        pid = int((tmp_path / "pid").read_text())
+        with open(fifo, "wb") as given:  # noqa: ASYNC230 - the other end is open
+            given.write(b"hello\n")
+        assert (await shim.call("State")).status == 2
+        await asleep(shim)
+        if is_killed:
+            os.kill(pid, signal.SIGKILL)
+            await asleep(shim)
+        await shim.call("CloseIO", stdin=True)
+        assert (await shim.call("Wait")).exit_status == 0
+        await asleep(shim)
+        await shim.call("Delete")
+        assert not Path(f"/proc/{pid}").exists()
+    if not is_killed:
+        assert (tmp_path / "logged").read_text() == "hello\n"
+
+
 async def test_a_sleeping_shim_is_one_process_with_few_pages_and_descriptors_of_its_own(tmp_path: Path) -> None:
     async with running_shim(tmp_path) as shim:
         await shim.create("sleep", "1000")
@@ -144,6 +171,7 @@ async def test_a_sleeping_shim_is_one_process_with_few_pages_and_descriptors_of_
             await shim.call("Pids")
             await asleep(shim)
         assert sorted(os.listdir(f"/proc/{shim.pid}/fd")) == before
+        assert Path(f"/proc/{shim.pid}/comm").read_text() == "orlop-shim\n"
         rollup = Path(f"/proc/{shim.pid}/smaps_rollup").read_text().splitlines()
         private = next(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty:"))
         assert private < 2000

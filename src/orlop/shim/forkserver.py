@@ -122,6 +122,7 @@ class ForkServer:
         """In the child: becomes a shim of its own."""
         status = 1
         try:
+            _libc.prctl(_PR_SET_NAME, b"orlop-shim", 0, 0, 0)
             os.setsid()
             _libc.signal(int(signal.SIGCHLD), 0)
             become_subreaper()

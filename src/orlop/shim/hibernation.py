@@ -2,7 +2,7 @@
 
 A record is made of plain values, with descriptors as their numbers, which worker and keeper share. None is made, and
 the worker stays, while anything goes on that a later process could not go on with: a request that is no Wait, a
-process that ends, a terminal to be copied, a logging program, an event that has not been taken.
+process that ends, a terminal to be copied, an event that has not been taken.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from orlop.api.types.runc.options.oci_pb2 import Options
 from orlop.shim import loop
 from orlop.shim.container import Container, ExecProcess, Restore, runtime_of
 from orlop.shim.keeper import Keeper
+from orlop.shim.logger import LoggedStreams
 from orlop.shim.process import Process
 from orlop.shim.publisher import Publisher
 from orlop.shim.reaper import Exit, Reaper
@@ -76,8 +77,9 @@ class Hibernation:
             records.append(record)
         processes = [process for container in containers for process in (container.init, *container.execs.values())]
         running = {process.pid for process in processes if process.child and not process.exit}
+        running.update(*(each.streams.running for each in processes if isinstance(each.streams, DirectStreams)))
         if self._reaper.awaited() != running | self._service.sandbox.running:
-            return None  # a command of the runtime's, or a program that logs
+            return None  # a command of the runtime's, say
         return {
             "sandbox": self._service.sandbox.record(),
             "containers": records,
@@ -113,7 +115,8 @@ class Hibernation:
         elif record["pid"]:
             process.child = self._reaper.adopt(record["pid"])
         if record["streams"] is not None:
-            process.streams = DirectStreams.taken_up(record["streams"])
+            process.streams = LoggedStreams() if "logger" in record["streams"] else DirectStreams()
+            process.streams.take_up(record["streams"], self._reaper)
         if record["over"]:
             process.over.set()
         return process
@@ -144,8 +147,9 @@ def _record_of_process(process: Process) -> Record | None:
     streams = process.streams
     if process.lock.held or (process.has_died and process.exit is None):
         return None  # it is being started or is ending
-    if streams is not None and type(streams) is not DirectStreams:
-        return None
+    known = streams.record() if isinstance(streams, DirectStreams) else None
+    if streams is not None and known is None:
+        return None  # a terminal is copied here
     return {
         "id": process.id,
         "stdio": astuple(process.stdio),
@@ -153,7 +157,7 @@ def _record_of_process(process: Process) -> Record | None:
         "pid": process.pid,
         "exit": astuple(process.exit) if process.exit else None,
         "over": process.over.is_set(),
-        "streams": streams.record() if isinstance(streams, DirectStreams) else None,
+        "streams": known,
         "spec": process.spec if isinstance(process, ExecProcess) else None,
         "input_ended": isinstance(process, ExecProcess) and process.input_ended,
     }

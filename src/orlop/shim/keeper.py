@@ -177,6 +177,10 @@ class Keeper:
                 status += 128
             if pid == self._worker:
                 if status != HIBERNATED:
+                    if status:
+                        os.write(
+                            2, b'level=ERROR msg="the worker ended with status %d, and this shim with it"\n' % status
+                        )
                     os._exit(status)
                 self._worker = 0
             else:

@@ -10,11 +10,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orlop.errors import Unknown
 from orlop.shim import loop
-from orlop.shim.reaper import Child
+from orlop.shim.reaper import Child, Exit, Reaper
 from orlop.shim.stdio import DirectStreams, Stdio
 from orlop.shim.terminal import Terminal
 
@@ -66,6 +68,24 @@ class LoggedStreams(DirectStreams):
             streams.close()
             raise
         return streams
+
+    def record(self) -> dict[str, Any] | None:
+        if self._terminal is not None:
+            return None
+        plain = {name: value for name, value in vars(self).items() if name not in ("_logger", "_terminal")}
+        if self._logger is None:
+            return plain | {"logger": None}
+        return plain | {"logger": astuple(self._logger.exit.result()) if not self.running else self._logger.pid}
+
+    def take_up(self, record: Mapping[str, Any], reaper: Reaper) -> None:
+        super().take_up({name: value for name, value in record.items() if name != "logger"}, reaper)
+        logger = record["logger"]
+        if logger is not None:
+            self._logger = reaper.ended(Exit(*logger)) if isinstance(logger, tuple) else reaper.adopt(logger)
+
+    @property
+    def running(self) -> set[int]:
+        return {self._logger.pid} if self._logger is not None and not self._logger.exit.done() else set()
 
     @property
     def files(self) -> Mapping[int, int]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from orlop.errors import Unknown
+from orlop.shim.reaper import Reaper
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +107,17 @@ class DirectStreams:
             raise
         return streams
 
-    @classmethod
-    def taken_up(cls, record: Mapping[str, Any]) -> DirectStreams:
-        """What `record` was made of."""
-        streams = cls()
-        vars(streams).update(record)
-        return streams
-
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any] | None:
+        """What `take_up` makes them again from in another process; None where that cannot be."""
         return dict(vars(self))
+
+    def take_up(self, record: Mapping[str, Any], reaper: Reaper) -> None:
+        vars(self).update(record)
+
+    @property
+    def running(self) -> set[int]:
+        """Processes of the streams' own."""
+        return set()
 
     @property
     def descriptors(self) -> set[int]:
