@@ -203,11 +203,10 @@ async def test_one_of_several_must_be_asked_for_by_id(tmp_path: Path) -> None:
 async def test_a_package_that_cannot_be_imported_is_a_failed_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from importlib.metadata import EntryPoint
-
     from orlop.daemon import plugins
+    from orlop.daemon.entry_points import EntryPoint
 
-    broken = EntryPoint("broken", "no_such_module:REGISTRATIONS", plugins.GROUP)
+    broken = EntryPoint("broken", "no_such_module:REGISTRATIONS", "a-package")
     monkeypatch.setattr(plugins, "entry_points", lambda group: [broken])
     started = graph(tmp_path)
     await started.start(plugins.discover())

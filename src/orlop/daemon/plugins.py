@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from orlop.core import clock
 from orlop.core.plugin import DaemonInfo, PluginMeta, PluginStatus, PluginType, Registration, SkipPlugin
 from orlop.daemon.config import Config
+from orlop.daemon.entry_points import EntryPoint, entry_points
 from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, OrlopError
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,8 @@ def discover() -> list[Found]:
     fails with the reason, so that introspection shows it.
     """
     found: list[Found] = []
-    for point in sorted(entry_points(group=GROUP), key=_built_in_first):
-        package = point.dist.name if point.dist is not None else point.value
-        found += [Found(registration, package) for registration in _registrations(point, package)]
+    for point in sorted(entry_points(GROUP), key=_built_in_first):
+        found += [Found(registration, point.package) for registration in _registrations(point)]
     return found
 
 
@@ -50,13 +49,15 @@ def _built_in_first(point: EntryPoint) -> tuple[bool, str]:
     return not point.value.startswith("orlop."), point.name
 
 
-def _registrations(point: EntryPoint, package: str) -> Sequence[Registration]:
+def _registrations(point: EntryPoint) -> Sequence[Registration]:
     try:
         loaded = point.load()
         registrations = (loaded,) if isinstance(loaded, Registration) else tuple(loaded)
         for registration in registrations:
             if not isinstance(registration, Registration):
-                raise TypeError(f"{point.value} of package {package} has {registration!r}, which is no Registration")
+                raise TypeError(
+                    f"{point.value} of package {point.package} has {registration!r}, which is no Registration"
+                )
     except Exception as error:
         log.warning("cannot import plugins of %s", point.value, exc_info=error)
         return (_broken(point.name, error),)
