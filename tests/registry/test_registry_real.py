@@ -149,6 +149,23 @@ async def test_tls_is_trusted_by_the_administrators_certificate(tmp_path: Path, 
                 await target.resolve()
 
 
+async def test_a_proxy_behind_tls_is_trusted_as_the_system_says(
+    tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    options = RegistryOptions(default_scheme="http")
+    with serve(tmp_path / "tls", tls=certificate) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"https://{proxy.address}")
+        async with repository("registry.example/x:1", options) as target:
+            with pytest.raises((FailedPrecondition, Unavailable)):
+                await target.resolve()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
+        async with repository("registry.example/x:1", options) as target:
+            with pytest.raises(NotFound, match=r"registry\.example/x:1"):
+                await target.resolve()
+
+
 async def test_the_older_directory_of_certificates_is_read(tmp_path: Path, certificate: Certificate) -> None:
     with serve(tmp_path / "tls", tls=certificate) as registry:
         directory = tmp_path / "certs.d" / f"{registry.address.replace(':', '_')}_"

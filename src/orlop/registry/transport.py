@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+import aiohttp.connector
 from yarl import URL
 
 from orlop.core import clock
@@ -25,6 +26,10 @@ from orlop.registry.hosts import Tls, is_loopback
 from orlop.registry.proxies import Proxies
 from orlop.registry.redaction import printable, redact
 from orlop.registry.settings import Settings
+
+# aiohttp has read the system's authorities for a context that we have no use for: ours are of `tls`. This one trusts
+# nobody, and takes 2 MB less.
+aiohttp.connector._SSL_CONTEXT_VERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
@@ -188,7 +193,8 @@ class Transport:
     async def _once(self, request: Request) -> aiohttp.ClientResponse:
         settings = self._settings
         parts = urlsplit(request.url)
-        secure = parts.scheme == "https"
+        proxy = Proxies.of(os.environ).of_url(parts.scheme, parts.netloc) or None
+        secure = "https" in (parts.scheme, urlsplit(proxy or "").scheme)
         headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", **request.headers}
         headers.update(request.private)
         if request.body is not None:
@@ -202,7 +208,7 @@ class Transport:
                 data=sending.pieces() if sending else None,
                 allow_redirects=False,
                 ssl=self._contexts.of(request.tls) if secure else True,
-                proxy=Proxies.of(os.environ).of_url(parts.scheme, parts.netloc) or None,
+                proxy=proxy,
                 timeout=aiohttp.ClientTimeout(
                     total=None,
                     sock_connect=request.dial_timeout or settings.dial_timeout,
