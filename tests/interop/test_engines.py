@@ -69,7 +69,7 @@ def test_events_are_told(grpcio: Daemon, name: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("docker-registry"), reason="needs docker-registry")
-def test_imports_and_pulls_do_not_load_grpc(
+def test_imports_and_pulls_do_without_libraries_for_other_things(
     make_daemon: Callable[..., Daemon], archives: Archives, tmp_path: Path
 ) -> None:
     daemon = make_daemon()
@@ -84,3 +84,6 @@ def test_imports_and_pulls_do_not_load_grpc(
     mapped = Path(f"/proc/{daemon.process.pid}/maps").read_text()
     assert "apsw" in mapped
     assert "grpc" not in mapped
+    assert "re2" not in mapped
+    daemon.ctr("images", "ls", "name~=busybox")
+    assert "re2" in Path(f"/proc/{daemon.process.pid}/maps").read_text()

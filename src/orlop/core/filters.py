@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import re2
-
 from orlop.errors import InvalidArgument
 
 _log = logging.getLogger(__name__)
@@ -64,6 +62,8 @@ def _always(_adaptor: Adaptor) -> bool:
 
 def _compile(expression: str) -> Any:
     """The compiled `expression`, or None where RE2 refuses it."""
+    import re2  # 2 MB with the library of C++, which a daemon that nobody asks for `~=` is spared
+
     options = re2.Options()
     options.log_errors = False
     try:

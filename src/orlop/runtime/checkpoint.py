@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -117,6 +116,8 @@ def _check(entry: Entry, name: bytes) -> None:
 
 
 def _pack(directory: Path, archive: Path) -> None:
+    import tarfile  # checkpoints are rare
+
     with tarfile.open(archive, "w") as tar:
         for path in sorted(directory.iterdir()):
             tar.add(path, arcname=path.name)
