@@ -81,6 +81,7 @@ def _load(options: argparse.Namespace) -> Config:
 def _serve(options: argparse.Namespace) -> int:
     from orlop.daemon import logging, process
 
+    process.bound_memory()
     handler = logging.set_up(options.log_level or "", "")
     try:
         config = _load(options)

@@ -19,7 +19,7 @@ import msgspec
 
 from orlop.core import clock
 from orlop.core.plugin import DaemonInfo, InitContext, PluginStatus, PluginType, Registration
-from orlop.daemon import build, directories, listeners, opt, stacks
+from orlop.daemon import build, directories, listeners, opt, process, stacks
 from orlop.daemon.config import GRPC, TTRPC, Config
 from orlop.daemon.notify import notify
 from orlop.daemon.plugins import Found, Graph, discover
@@ -176,6 +176,7 @@ async def run(config: Config) -> None:
         loop.add_signal_handler(number, daemon.stop)
     loop.add_signal_handler(signal.SIGUSR1, stacks.dump)
     async with daemon:
+        process.settle()
         await daemon.wait()
         log.info("stopping")
 
