@@ -15,6 +15,7 @@ from layer_world import SCOPE, Layered, archive, layered
 
 from orlop import faults
 from orlop.core.descriptor import Descriptor
+from orlop.core.diff import LOOSE, NeedsLower
 from orlop.core.layer import Traits
 from orlop.core.mount import Mount
 from orlop.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unknown
@@ -150,23 +151,46 @@ async def test_another_stream_of_the_same_tar_shares_the_layer(world: Layered) -
     assert world.kept == ["1"]
 
 
-async def test_a_hard_link_to_a_layer_below_makes_a_directory(world: Layered, temporary: TemporaryMounts) -> None:
-    await world.layer("base", "", BASE)
+def linked(name: str, target: str) -> bytes:
+    """A layer with a file, and a hard link to one that is not in it."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.LNKTYPE, "own"
-        own = tarfile.TarInfo("own")
-        tar.addfile(own)
+        tar.addfile(tarfile.TarInfo("own"))
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname, link.mode = tarfile.LNKTYPE, target, 0o600
         tar.addfile(link)
-        beyond = tarfile.TarInfo("beyond")
-        beyond.type, beyond.linkname = tarfile.LNKTYPE, "one"
-        tar.addfile(beyond)
-    mounts = await world.driver.prepare("k", "base")
-    # Refused by the unpacking too: the upper directory alone has no such file.
-    with pytest.raises(Unknown):
-        await world.apply(mounts, out.getvalue())
-    assert world.kept == ["1"]
+    return out.getvalue()
+
+
+async def test_a_hard_link_to_a_layer_below_makes_a_directory(world: Layered, temporary: TemporaryMounts) -> None:
+    await world.layer("base", "", BASE)
+    await world.layer("between", "base", archive({"d/": None, "d/three": "3"}))
+    await world.layer("top", "between", linked("beyond", "d/two"))
+    assert world.kept == ["1", "2"]
+    with temporary.mounted(await world.driver.view("v", "top")) as root:
+        assert tree(root) == {"one": "1", "d/two": "2", "d/three": "3", "own": "", "beyond": "2"}
+        status = os.stat(Path(root, "beyond"))
+        assert os.path.samestat(status, os.stat(Path(root, "d/two")))
+        assert (status.st_nlink, status.st_mode & 0o777) == (2, 0o600)
+    why = (await world.driver.stat("top")).labels["containerd.io/snapshot/orlop.unpacked"]
+    assert why == "hard link to 'd/two', which is not in the same layer"
+
+
+@pytest.mark.parametrize("target", ["d/nothing", "one", "d", "d/two/x", "d/gone"])
+async def test_a_hard_link_to_nothing_is_refused(world: Layered, target: str) -> None:
+    await world.layer("base", "", archive({"one": "1", "d/": None, "d/two": "2", "d/gone": "g"}))
+    await world.layer("without", "base", archive({".wh.one": "", "d/": None, "d/.wh.gone": ""}))
+    mounts = await world.driver.prepare("k", "without")
+    with pytest.raises(Unknown, match='failed to apply "beyond"'):
+        await world.apply(mounts, linked("beyond", target))
+
+
+async def test_a_hard_link_waits_for_the_layers_below(world: Layered, temporary: TemporaryMounts) -> None:
+    """As in a pull, whose layers are filled beside each other."""
+    await world.layer("base", "", BASE)
+    (mount,) = await world.driver.prepare("k")
+    with pytest.raises(NeedsLower, match="hard link to 'one'"):
+        await world.apply([Mount("overlay", "overlay", (f"upperdir={mount.source}", LOOSE))], linked("beyond", "one"))
 
 
 async def test_directories_that_a_layer_takes_for_granted_stay_as_they_are(

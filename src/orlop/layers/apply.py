@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from orlop.core.diff import NeedsLower
 from orlop.errors import ResourceExhausted, Unknown
-from orlop.layers import tar, tree
+from orlop.layers import copy, tar, tree
 from orlop.layers.tar import Entry, TarReader
 from orlop.layers.tree import Path, Tree, shown
 
@@ -200,6 +200,8 @@ class _Application:
         if not target:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         name = here[-1]
+        if self._options.lowers or self._options.loose:
+            self._bring_up(target)
         source_path, source = self._tree.resolve(target[:-1])
         if (*source_path, target[-1]) == here:
             # A link to itself: removing what is in its way would remove its target.
@@ -211,6 +213,32 @@ class _Application:
             source = self._tree.resolve(source_path)[1]
             os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         self._set_metadata(entry, name, parent)
+
+    def _bring_up(self, path: Path) -> None:
+        """What a hard link leads to is copied from the layers below if it is not here, as overlayfs does it."""
+        try:
+            _, parent = self._tree.resolve(path[:-1])
+            os.stat(path[-1], dir_fd=parent, follow_symlinks=False)
+            return
+        except FileNotFoundError:
+            if _hides(self._tree, path):
+                return
+        if self._options.loose:
+            raise NeedsLower(f"hard link to {shown(path)[1:]!r}, which may be in a layer below")
+        for lower in self._options.lowers:
+            with Tree(lower) as below:
+                try:
+                    _, found = below.resolve(path[:-1])
+                    status = os.stat(path[-1], dir_fd=found, follow_symlinks=False)
+                except FileNotFoundError:
+                    if _hides(below, path):
+                        return
+                    continue
+                except NotADirectoryError:
+                    return
+                if not (stat.S_ISDIR(status.st_mode) or _is_whiteout(status)):
+                    copy.copy_entry(path[-1], found, self._tree.resolve(path[:-1], self._make_parent)[1])
+                return
 
     @staticmethod
     def _set_metadata(entry: Entry, name: bytes, parent: int) -> None:
@@ -268,7 +296,7 @@ class _Application:
                     continue
                 except NotADirectoryError:
                     return  # Replaced there: nothing to copy from.
-                _copy_directory(found, fd)
+                copy.copy_metadata(found, fd)
                 return
 
 
@@ -284,21 +312,8 @@ def _hides(lower: Tree, path: Path) -> bool:
     return False
 
 
-def _copy_directory(source: int, target: int) -> None:
-    """What overlayfs itself copies up of a directory: owner, mode, times and attributes that are not its own."""
-    found = os.fstat(source)
-    os.fchown(target, found.st_uid, found.st_gid)
-    os.fchmod(target, stat.S_IMODE(found.st_mode))
-    try:
-        names = os.listxattr(source)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        names = []
-    for name in names:
-        if not name.startswith("trusted."):
-            os.setxattr(target, name, os.getxattr(source, name))
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _set_xattrs(entry: Entry, place: int | str, kind: int) -> None:
