@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from orlop.errors import DataLoss, NotFound, OrlopError, PermissionDenied, Resou
 DIRECTORY_MODE = 0o755
 BLOB_MODE = 0o444
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SYNC_FILE_RANGE_WRITE = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_file(path: Path, flags: int, mode: int = 0o644) -> int:
@@ -69,6 +73,14 @@ def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def start_writeback(descriptor: int) -> None:
+    """Lets the kernel begin to write what is dirty of a file (sync_file_range(2)), so that its sync waits less.
+
+    A hint: what fails here shows at the sync.
+    """
+    _libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def empty_directory(path: Path) -> None:

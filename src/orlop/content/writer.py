@@ -22,6 +22,9 @@ from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
 
 T = TypeVar("T")
 
+_WRITEBACK = 16 << 20
+"""Bytes after which the disk begins with them."""
+
 
 class LocalWriter:
     """An ingest that is open.
@@ -57,6 +60,7 @@ class LocalWriter:
         self._descriptor = self._open(directory.data)
         try:
             self._offset = hash_file(self._descriptor, self._hasher)
+            self._written_back = self._offset
             os.lseek(self._descriptor, self._offset, os.SEEK_SET)
         except BaseException:
             os.close(self._descriptor)
@@ -151,6 +155,9 @@ class LocalWriter:
                 raise disk.failure(error, self._directory.data) from error
             self._hasher.update(data)
             self._offset += len(data)
+            if self._offset - self._written_back >= _WRITEBACK:
+                self._written_back = self._offset
+                disk.start_writeback(self._descriptor)
             self._updated_at = clock.now()
 
     def _truncate(self) -> None:
@@ -159,7 +166,7 @@ class LocalWriter:
             with disk.named_failures(self._directory.data):
                 os.ftruncate(self._descriptor, 0)
                 os.lseek(self._descriptor, 0, os.SEEK_SET)
-            self._offset, self._synced = 0, -1
+            self._offset, self._written_back, self._synced = 0, 0, -1
             self._hasher = hashlib.new(self._algorithm)
             self._updated_at = clock.now()
 
