@@ -21,7 +21,7 @@ from orlop.transfer.locks import Locks
 from orlop.transfer.stores import Stores
 from orlop.transfer.unpacking import MARKS, Unpacks, UnpackTarget
 
-_BATCH = 512 << 10
+_BATCH = 1 << 20
 """Bytes that are handed to the thread that reads an archive at a time."""
 
 
