@@ -232,3 +232,8 @@ async def test_a_change_that_need_not_last_waits_for_no_sync_and_lasts_with_the_
         assert synced == []
         await db.write(put("b"))
         assert [name.endswith("-wal") for name in synced] == [True]
+        await db.settle()
+        assert len(synced) == 1
+        await db.write(put("c"), durable=False)
+        await db.settle()
+        assert len(synced) == 2

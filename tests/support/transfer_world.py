@@ -164,7 +164,7 @@ class PullWorld(World):
         self.driver = NativeSnapshotter(root / "snapshots")
         self.snapshots = NamespacedSnapshots(self.db, {"native": self.driver}, Silent())
         self.differ = WalkingDiffer(self.content, self.mounts)
-        self.stores = Stores(self.content, self.images, self.snapshots, self.leases)
+        self.stores = Stores(self.content, self.images, self.snapshots, self.leases, self.db.settle)
         self.fetches = Fetches(self.content, self.leases, 3)
         self.told: list[Progress] = []
 

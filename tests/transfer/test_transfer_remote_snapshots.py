@@ -49,7 +49,7 @@ class Elsewhere(NativeSnapshotter):
 def remote(world: PullWorld, driver: Elsewhere) -> Puller:
     """Pulls into `driver`."""
     world.snapshots = NamespacedSnapshots(world.db, {"native": driver}, Silent())
-    world.stores = Stores(world.content, world.images, world.snapshots, world.leases)
+    world.stores = Stores(world.content, world.images, world.snapshots, world.leases, world.db.settle)
     target = UnpackTarget(AMD64, "native", world.differ, remote=True)
     return Puller(world.stores, world.registry, world.fetches, [target], {})
 

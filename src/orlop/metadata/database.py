@@ -92,6 +92,7 @@ class Database:
         self._marker = path.with_name(f"{path.name}.open")
         self._syncs = sync
         self._synchronous = ""
+        self._is_settled = True
         self._writer = self._open(migrations)
         self._writer.set_update_hook(self._on_update)
         self._reserve = Reserve(path.with_name(f"{path.name}.reserve"), reserve_size)
@@ -111,6 +112,11 @@ class Database:
         that is cancelled while the change runs does not stop it. Raises ResourceExhausted if the disk is full.
         """
         return await asyncio.wrap_future(self._submit(change, removes, frees, durable))
+
+    async def settle(self) -> None:
+        """What was written before is durable on return."""
+        if not self._is_settled:
+            await self.write(_touch)
 
     def write_now(self, change: Change[T], *, removes: int = 0, frees: bool = False) -> T:
         """As `write`, for callers that may block."""
@@ -333,7 +339,8 @@ class Database:
         self._touched = set()
         failed: list[tuple[_Request, BaseException]] = []
         done: list[_Request] = []
-        self._demand(self._writer, durable=any(request.lasts for request in group))
+        durable = any(request.lasts for request in group)
+        self._demand(self._writer, durable=durable)
         self._writer.execute("BEGIN IMMEDIATE")
         for request in group:
             try:
@@ -346,6 +353,8 @@ class Database:
                 done.append(request)
         faults.point("metadata.commit")
         self._writer.execute("COMMIT")
+        if any(request.has_changed for request in done):
+            self._is_settled = durable
         faults.point("metadata.committed")
         self._tell(done)
         for request in done:
@@ -406,6 +415,11 @@ class Database:
         _log.critical("database %s: the storage has failed, nothing more is written: %s", self.path, error)
         if self.on_fatal is not None:
             self.on_fatal(error)
+
+
+def _touch(connection: apsw.Connection) -> None:
+    """Writes what is there once more: a transaction that changes nothing is not synced."""
+    connection.pragma("user_version", connection.pragma("user_version"))
 
 
 def _is_full(error: BaseException) -> bool:

@@ -70,7 +70,7 @@ async def _local(context: InitContext) -> LocalTransfers:
 
     config: TransferConfig = context.config
     metadata = context.get(T.METADATA)
-    stores = Stores(metadata.content, metadata.images, metadata.snapshots, metadata.leases)
+    stores = Stores(metadata.content, metadata.images, metadata.snapshots, metadata.leases, metadata.db.settle)
     fetches = Fetches(metadata.content, metadata.leases, max(config.max_concurrent_downloads, 1))
     targets, locks = _targets(context, config), Locks()
     puller, pusher = None, None

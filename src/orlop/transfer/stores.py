@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -31,24 +31,25 @@ class Stores:
     images: ImageStore
     snapshots: SnapshotStore
     leases: LeaseStore
+    settle: Callable[[], Awaitable[None]]
+    """Makes durable what was recorded by steps that need not last."""
 
     @asynccontextmanager
     async def leased(self, scope: Scope) -> AsyncIterator[Scope]:
-        """`scope` with a lease: its own, or one that ends here, and with which all that was done lasts."""
-        if scope.lease:
-            yield scope
-            return
-        passing = Scope(scope.namespace, lasts=False)
-        lease = await self.leases.create(passing, uuid.uuid4().hex, _expiring())
+        """`scope` with a lease: its own, or one that ends here. What was done under it lasts when this is left."""
+        leased = replace(scope, lasts=False)
+        if not scope.lease:
+            lease = await self.leases.create(leased, uuid.uuid4().hex, _expiring())
+            leased = replace(leased, lease=lease.id)
         try:
-            yield replace(passing, lease=lease.id)
+            yield leased
         except BaseException:
             try:
-                await asyncio.shield(self._end(scope, lease.id))
-            except OrlopError as error:  # it ends by itself, in a day
-                _log.warning("the lease %s of a failed transfer cannot be ended: %s", lease.id, error)
+                await asyncio.shield(self._leave(scope, leased))
+            except OrlopError as error:  # a lease ends by itself, in a day
+                _log.warning("the lease %s of a failed transfer cannot be ended: %s", leased.lease, error)
             raise
-        await self._end(scope, lease.id)
+        await self._leave(scope, leased)
 
     async def keep(self, scope: Scope, name: str, resources: Iterable[Resource]) -> None:
         """Holds what an unfinished transfer of `name` has brought for a day, so that the next one finds it."""
@@ -62,6 +63,11 @@ class Stores:
     async def let_go(self, scope: Scope, name: str) -> None:
         """Ends what `keep` began: the image holds it now."""
         await self._end(scope, _kept(name))
+
+    async def _leave(self, scope: Scope, leased: Scope) -> None:
+        if not scope.lease:
+            await self._end(scope, leased.lease)
+        await self.settle()
 
     async def _end(self, scope: Scope, lease: str) -> None:
         with contextlib.suppress(NotFound):
