@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from faulty_registry import FaultyRegistry, changed
 from images_world import small_image
-from real_daemon import IMAGE, Daemon, end_leftovers
+from real_daemon import IMAGE, Archives, Daemon, end_leftovers
 from real_registry import PASSWORD, USER, Registry, serve
 from registry_world import FixedCredentials
 from transfer_world import layer_of
@@ -110,6 +111,17 @@ def test_the_newest_client_lets_the_daemon_do_it(daemon: Daemon, registry: Regis
     assert name in ctr("images", "import", tmp_path / "out.tar")
     ctr("images", "rm", "--sync", name)
     assert ctr("leases", "ls", "-q") == ""
+
+
+@pytest.mark.skipif(not NEWEST, reason="ORLOP_TEST_CTR names no newer ctr")
+def test_the_newest_client_has_plain_layers_compressed(daemon: Daemon, archives: Archives) -> None:
+    name = "docker.io/library/busybox:docker"
+    daemon.ctr("images", "import", "--compress-blobs", archives.docker, program=NEWEST)
+    digest = next(line.split()[2] for line in daemon.ctr("images", "ls").stdout.splitlines() if name in line)
+    manifest = json.loads(daemon.ctr("content", "get", digest).stdout)
+    assert [layer["mediaType"] for layer in manifest["layers"]] == [media.DOCKER_LAYER_GZIP]
+    assert daemon.ctr("run", "--rm", name, f"c{os.getpid()}", "echo", "ran").stdout == "ran\n"
+    daemon.ctr("images", "rm", "--sync", name)
 
 
 async def test_a_private_registry_asks_and_the_client_answers(daemon: Daemon, tmp_path: Path) -> None:
