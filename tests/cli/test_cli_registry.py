@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -23,8 +24,11 @@ from typing import Any
 import busybox_image
 import pytest
 import real_registry
-from images_world import entries_of
+from images_world import described, encoded, entries_of, layout, named, small_image
 from real_registry import PASSWORD, USER, Registry
+from transfer_world import layer_of
+
+from orlop.core import media
 
 Orlop = Any
 
@@ -132,6 +136,28 @@ def test_an_image_that_is_for_another_platform_is_told(orlop: Orlop, registry: R
     reference = pushed(orlop, registry, name)
     done = orlop("pull", "--platform", "linux/s390x", reference)
     assert re.search(rf"^orlop: {reference}: not for linux/s390x, only for linux/\w+$", done.stderr, re.MULTILINE)
+    orlop("rmi", "-q", reference)
+
+
+def test_of_all_platforms_every_layer_ends_as_done(
+    orlop: Orlop, registry: Registry, name: str, home: Path, tmp_path: Path
+) -> None:
+    images = [small_image(("linux", one), [gzip.compress(layer_of(one), mtime=0)]) for one in ("amd64", "arm64")]
+    entries = [
+        described(image[0], media.OCI_MANIFEST, platform={"os": "linux", "architecture": one})
+        for one, image in zip(("amd64", "arm64"), images, strict=True)
+    ]
+    index = encoded({"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": entries})
+    reference = f"{registry.address}/team/{name}:1"
+    blobs = [index, *images[0], *images[1]]
+    (tmp_path / "two.tar").write_bytes(layout(named(described(index, media.OCI_INDEX), reference), blobs))
+    orlop("import", "--no-unpack", tmp_path / "two.tar")
+    digest = orlop("push", reference).stdout.split()[1]
+    orlop("rmi", "-q", reference)
+    done = orlop("pull", "--all-platforms", reference)
+    assert done.stdout == f"{reference}  {digest}\n"
+    last = dict(re.findall(r"^([0-9a-f]{12}): (\w+)", done.stderr, re.MULTILINE))
+    assert list(last.values()) == ["done", "done"]
     orlop("rmi", "-q", reference)
 
 

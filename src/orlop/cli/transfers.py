@@ -59,7 +59,8 @@ async def pull(
         async with client.lease() as scope:
             unpacks = [UnpackRequest(one, await client.snapshotter()) for one in _unpacked(wanted)] if unpack else []
             end = StoreEnd(full, platforms=wanted, unpacks=unpacks)
-            told = _Told(display, "pulling", full, unpacks=bool(unpacks))
+            # Of several platforms not all are unpacked, and nobody tells which layers are of which.
+            told = _Told(display, "pulling", full, unpacks=0 < len(unpacks) == len(wanted))
             await client.transfer.pull(scope, RegistryEnd(full, options), end, told)
             image = await client.images.get(scope, full)
     if platforms or (unpack and not told.extracted):
