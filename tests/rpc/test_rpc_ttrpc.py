@@ -383,13 +383,17 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(
     frames: list[tuple[int, int, int, bytes]], cuts: list[int]
 ) -> None:
     data = b"".join(frame(stream, kind, payload, flags) for stream, kind, flags, payload in frames)
+    ends = {sum(10 + len(payload) for *_, payload in frames[:count]) for count in range(len(frames) + 1)}
     parser = FrameParser()
     heard: list[Frame] = []
+    at = 0
     for cut in cuts:
-        heard += parser.feed(data[:cut])
-        data = data[cut:]
-    heard += parser.feed(data)
+        heard += parser.feed(data[at : at + cut])
+        at = min(at + cut, len(data))
+        assert parser.is_within == (at not in ends)
+    heard += parser.feed(data[at:])
     assert heard == [Frame(*parts) for parts in frames]
+    assert not parser.is_within
 
 
 @given(st.integers(MAX_PAYLOAD + 1, MAX_PAYLOAD + 100), st.integers(1, 1 << 20))

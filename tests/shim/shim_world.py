@@ -25,6 +25,7 @@ from orlop.rpc.ttrpc import Client
 from orlop.shim.request import ForkAnswer, ForkRequest
 
 SERVICE = "containerd.task.v3.Task"
+_FORK_SERVER = ("-m", "orlop.shim.forkserver")
 
 
 class Shim:
@@ -111,10 +112,10 @@ def ask(path: Path, request: ForkRequest) -> ForkAnswer:
 
 
 @contextlib.asynccontextmanager
-async def fork_server(path: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
+async def fork_server(path: Path, program: tuple[str, ...] = _FORK_SERVER) -> AsyncIterator[subprocess.Popen[bytes]]:
     """One whose shims sleep as soon as they can, so that whatever is tested is tested over that too."""
     server = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-I", "-m", "orlop.shim.forkserver", "--socket", str(path), "--rest", "0.01"]
+        [sys.executable, "-I", *program, "--socket", str(path), "--rest", "0.01"]
     )
     try:
         while not _accepts(path):
@@ -136,11 +137,13 @@ def _accepts(path: Path) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running_shim(path: Path, id: str = "one", ttrpc_address: str = "") -> AsyncIterator[Shim]:
+async def running_shim(
+    path: Path, id: str = "one", ttrpc_address: str = "", program: tuple[str, ...] = _FORK_SERVER
+) -> AsyncIterator[Shim]:
     """A shim that is gone, with its containers, when the context ends."""
     shim = Shim(path, id)
     shim.bundle.mkdir()
-    async with fork_server(path / "fork.sock"):
+    async with fork_server(path / "fork.sock", program):
         request = ForkRequest("test", id, id, str(shim.bundle), str(path / "s" / "sock"), ttrpc_address=ttrpc_address)
         answer = await asyncio.to_thread(ask, path / "fork.sock", request)
         assert answer.error == ""

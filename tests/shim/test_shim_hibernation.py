@@ -13,7 +13,7 @@ from pathlib import Path
 
 import oci_runtime
 import pytest
-from shim_world import SERVICE, Shim, running_shim
+from shim_world import SERVICE, Shim, fork_server, running_shim
 from test_shim_events import Daemon
 
 from orlop.api.events import task_pb2
@@ -22,6 +22,8 @@ from orlop.api.ttrpc.request_pb2 import Request
 from orlop.errors import NotFound
 from orlop.rpc.ttrpc import Client, TtrpcClosed
 from orlop.rpc.ttrpc.frame import HEADER, REQUEST, FrameParser
+from orlop.shim.cgroup import Cgroup
+from orlop.shim.request import ForkAnswer
 
 pytestmark = [
     pytest.mark.root,
@@ -134,6 +136,26 @@ async def test_input_stays_open_while_the_shim_sleeps_until_it_is_closed(tmp_pat
         os.close(output)
 
 
+async def test_a_kill_for_want_of_memory_wakes_the_shim_and_is_told(tmp_path: Path) -> None:
+    path, daemon, fifo = tmp_path / "d", Daemon(), tmp_path / "in"
+    os.mkfifo(fifo)
+    hog = "x=0123456789abcdef; while true; do x=$x$x; done"
+    async with running_shim(tmp_path, ttrpc_address=str(path)) as shim, daemon.listening(path):
+        pid = (await shim.create("sh", "-c", f"read line; ({hog}); exec sleep 1000", stdin=str(fifo))).pid
+        cgroup = Cgroup.of(pid)
+        assert cgroup is not None
+        v1 = cgroup.controllers.get("memory")
+        limit = Path(v1, "memory.limit_in_bytes") if v1 else Path(cgroup.unified, "memory.max")
+        limit.write_text(str(16 << 20))
+        await shim.call("Start")
+        await asleep(shim)
+        fifo.write_text("go\n")
+        async with asyncio.timeout(20):
+            while "/tasks/oom" not in [topic for topic, _ in daemon.came]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await shim.call("State")).status == 2
+
+
 @pytest.mark.parametrize("is_killed", [False, True], ids=["it-finishes", "it-is-killed"])
 async def test_a_logging_program_is_known_after_a_sleep(tmp_path: Path, is_killed: bool) -> None:
     logger, fifo = tmp_path / "logger", tmp_path / "in"
@@ -235,3 +257,30 @@ async def test_keeper_and_worker_die_together(tmp_path: Path, victim: str) -> No
         with pytest.raises(TtrpcClosed):
             await shim.call("State")
         clear_away(shim)
+
+
+async def test_without_clone3_a_shim_is_one_process_that_never_sleeps(tmp_path: Path) -> None:
+    program = "from orlop.shim import forkserver as f; f.is_possible = lambda: False; f.main()"
+    async with running_shim(tmp_path, program=("-c", program)) as shim:
+        pid = (await shim.create("sleep", "1000")).pid
+        await shim.call("Start")
+        await shim.add_exec("e", "sh", "-c", "exit 5")
+        await shim.call("Start", exec_id="e")
+        assert (await shim.call("Wait", exec_id="e")).exit_status == 5
+        assert Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text().split() == [str(pid)]
+        assert (await shim.call("Connect")).shim_pid == shim.pid
+        assert (await shim.finish()).exit_status == 137
+
+
+async def test_who_connects_to_the_fork_server_and_says_nothing_leaves_no_process(tmp_path: Path) -> None:
+    async with fork_server(tmp_path / "f") as server:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(tmp_path / "f"))
+            client.send(b"no request")
+            answer = ForkAnswer.decode(await asyncio.to_thread(client.recv, 1 << 16))
+            assert answer.pid == 0
+            assert answer.error != ""
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+        async with asyncio.timeout(20):
+            while children.read_text():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)

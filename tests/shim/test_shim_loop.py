@@ -139,3 +139,32 @@ def test_a_failing_task_and_a_failing_callback_do_not_end_the_loop(caplog: pytes
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError, ValueError] or [
         record.exc_info[0] for record in caplog.records if record.exc_info
     ] == [ValueError, ZeroDivisionError]
+
+
+def test_rest_is_told_once_until_something_happens_and_not_while_a_timer_runs() -> None:
+    async def main() -> list[str]:
+        seen: list[str] = []
+        rested = loop.Event()
+
+        def rest() -> None:
+            seen.append("rest")
+            rested.set()
+
+        loop.on_rest(0.01, rest)
+        await loop.sleep(0.05)
+        seen.append("slept")
+        for word in ("first", "second"):
+            outlet, inlet = os.pipe()
+            rested.clear()
+            await rested.wait()
+            loop.add_reader(outlet, rested.set)
+            threading.Timer(0.05, os.write, (inlet, b"x")).start()
+            rested.clear()
+            await rested.wait()
+            loop.remove_reader(outlet)
+            seen.append(word)
+            os.close(outlet)
+            os.close(inlet)
+        return seen
+
+    assert loop.run(main()) == ["slept", "rest", "first", "rest", "second"]
