@@ -9,8 +9,9 @@ import reads
 import tasks
 from peers import measure
 
+import content
 import layers
 
 if __name__ == "__main__":
-    modules = (tasks, calls, layers, depth, reads, pull)
+    modules = (tasks, calls, content, layers, depth, reads, pull)
     measure({name: one for module in modules for name, one in module.BENCHMARKS.items()}, __doc__)
