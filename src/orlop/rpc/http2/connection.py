@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         output = self._output
-        if output and self._transport is not None:
+        if output and self._transport is not None and not self._transport.is_closing():
             self._transport.write(output[0] if len(output) == 1 else b"".join(output))
         output.clear()
         self._output_size = 0
