@@ -7,9 +7,11 @@ import gzip
 from pathlib import Path
 
 import pytest
-from transfer_world import AMD64, ARM64, layer_of, pull_world
+from transfer_world import AMD64, ARM64, REFERENCE, layer_of, pull_world
 
 from orlop.core import digest as digests
+from orlop.errors import InvalidArgument
+from orlop.transfer import pull
 from orlop.transfer.fetch import Fetches
 
 pytestmark = pytest.mark.root
@@ -46,3 +48,12 @@ async def test_at_most_as_many_manifests_come_as_are_wanted(tmp_path: Path) -> N
         await world.pull(platforms=[ARM64, AMD64], manifest_limit=1, unpack=False)
         assert two["digest"] in await world.digests()
         assert one["digest"] not in await world.digests()
+
+
+async def test_an_index_of_too_many_manifests_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "MAX_DOCUMENTS", 3)
+    async with pull_world(tmp_path) as world:
+        world.registry.serve(world.registry.index(*(world.registry.image([layer]) for layer in LAYERS[:4])))
+        with pytest.raises(InvalidArgument, match=f"{REFERENCE}: more than 3 manifests"):
+            await world.pull(unpack=False)
+        assert await world.names() == []
