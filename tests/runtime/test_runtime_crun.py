@@ -83,3 +83,22 @@ async def test_a_container_that_is_gone_from_the_runtime_can_be_deleted() -> Non
             shutil.rmtree(state)
             assert (await here.tasks.delete(SCOPE, "gone")).status == 3
             assert here.leftovers == []
+
+
+@pytest.mark.parametrize("kinds", [(), ("cgroup",)])
+async def test_a_container_sees_its_own_cgroups(kinds: tuple[str, ...]) -> None:
+    """With a cgroup mount, in the host's cgroup namespace and in one of its own."""
+    script = (
+        "found=/sys/fs/cgroup; [ -d $found/memory ] && found=$found/memory; grep -qx 1 $found/cgroup.procs && exit 3"
+    )
+    with place() as directory, fork_server(directory) as forks:
+        async with world(directory, forks=forks) as here:
+            (directory / "image/sys").mkdir()
+            known = json.loads(document(here, "seen", "sh", "-c", script))
+            known["linux"]["namespaces"] += [{"type": kind} for kind in kinds]
+            known["mounts"] += [
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
+                {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+            ]
+            assert (await ran_by(here, "seen", json.dumps(known).encode()))[0] == "crun"
+            assert not list(Path("/sys/fs/cgroup").glob("*/orlop-test/seen"))
