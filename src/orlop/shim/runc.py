@@ -168,7 +168,9 @@ class Runtime:
                 with self._view(creates):
                     child = self.reaper.spawn(argv, self.environment, given)
             except OSError as error:
-                raise RuntimeFailure(f'exec: "{self.binary}": {os.strerror(error.errno or 0).lower()}') from error
+                where = "" if error.filename in (None, self.binary) else f"{error.filename}: "
+                why = os.strerror(error.errno or 0).lower()
+                raise RuntimeFailure(f'exec: "{self.binary}": {where}{why}') from error
             if output is not None:
                 output.start()
             try:
