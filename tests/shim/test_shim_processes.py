@@ -124,6 +124,19 @@ async def test_kill_all_reaches_every_process(tmp_path: Path) -> None:
         await shim.call("Kill", signal=signal.SIGKILL, all=True)  # on a stopped container that is no error
 
 
+@pytest.mark.parametrize("all", [False, True])
+async def test_a_container_with_pids_of_its_own_is_killed_without_its_runtime(tmp_path: Path, all: bool) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sh", "-c", "sleep 1005 & sleep 1006")
+        await shim.call("Start")
+        (tmp_path / "runc").rename(tmp_path / "away")  # the runtime does not know the container now
+        await shim.call("Kill", signal=signal.SIGKILL, all=all)
+        assert (await shim.call("Wait")).exit_status == 137
+        with pytest.raises(NotFound, match="process already finished"):
+            await shim.call("Kill", signal=signal.SIGKILL)
+        (tmp_path / "away").rename(tmp_path / "runc")
+
+
 async def test_what_is_started_twice_is_refused_and_goes_on(tmp_path: Path) -> None:
     async with running_shim(tmp_path) as shim:
         await shim.create("sleep", "1000")

@@ -221,9 +221,12 @@ class Container:
         del self.execs[process.id]
 
     async def kill(self, number: int, *, all: bool) -> None:
-        """Has the runtime signal the init, or `all` processes of the container."""
+        """Signals the init, or `all` processes of the container."""
         if self.init.exit is not None and not all:
             raise NotFound("process already finished")
+        if self.init.state == RUNNING and self._needs_init_alone(number, all):
+            self.init.signal(number)
+            return
         try:
             await self.runtime.kill(self.id, number, all=all)
         except RuntimeFailure as error:
@@ -372,6 +375,10 @@ class Container:
         text = _REFUSALS[verb].get(RUNNING if process.state == PAUSING else process.state)
         if text is not None:
             raise Unknown(text)
+
+    def _needs_init_alone(self, number: int, all: bool) -> bool:
+        """Whether no runtime need be started to send the signal: it is the init's, or the kernel ends all with it."""
+        return not all or (number == _SIGKILL and not self._shares_pids())
 
     def _shares_pids(self) -> bool:
         """Whether the container has no pid namespace of its own, so that the kernel does not end it with its init."""

@@ -98,7 +98,7 @@ class Process:
             self.streams = None
 
     def signal(self, number: int) -> None:
-        """Sends an exec a signal; the init of a container is the runtime's to kill."""
+        """Sends it a signal. Raises NotFound if it has ended. A paused container's init is the runtime's to kill."""
         if self.child is None:
             raise FailedPrecondition("process not created")
         try:
