@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -124,6 +125,47 @@ async def test_implied_directories_are_as_below_and_as_unpacking_makes_them(
         assert one == other
     assert shown[0][0]["home/inner"] == ("0o42711", 9, 10, {"user.kind": b"inner", "security.x": b"y"})
     assert shown[0][0]["gone"] == ("0o40755", 0, 0, {})
+
+
+def made_up(chance: random.Random) -> bytes:
+    """A layer of some directories with entries of their own, files below implied ones, and what takes away."""
+    entries = []
+    gone: list[str] = []
+    for _ in range(chance.randint(1, 6)):
+        path = "/".join(chance.choices("abc", k=chance.randint(1, 4)))
+        if any(f"{path}/".startswith(f"{one}/") for one in gone):
+            continue  # nothing can be below a marker
+        kind = chance.random()
+        if kind < 0.4:
+            mode = chance.choice((0o700, 0o750, 0o755, 0o1777, 0o2775))
+            entries.append(entry(path, mode, chance.randrange(3), chance.randrange(3)))
+        elif kind < 0.8:
+            entries.append(tarfile.TarInfo(f"{path}/file{chance.randrange(3)}"))
+        elif kind < 0.9:
+            gone.append(path)
+            entries.append(tarfile.TarInfo(os.path.join(os.path.dirname(path), f".wh.{os.path.basename(path)}")))
+        else:
+            entries.append(tarfile.TarInfo(f"{path}/.wh..wh..opq"))
+    # A directory comes before what is in it: else that has its group from the directory below, if it hands it on.
+    return tar_of(*sorted(entries, key=lambda one: not one.isdir()))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_chains_that_are_made_up_are_as_unpacking_makes_them(
+    tmp_path: Path, temporary: TemporaryMounts, seed: int
+) -> None:
+    chance = random.Random(seed)
+    layers = [archive({"base/": None}), *(made_up(chance) for _ in range(4))]
+    shown = []
+    for keeps in (True, False):
+        with layered(tmp_path / str(keeps), temporary, keeps=keeps) as world:
+            for number, data in enumerate(layers):
+                await world.layer(f"l{number}", f"l{number - 1}" if number else "", data)
+            with temporary.mounted(await world.driver.view("v", f"l{len(layers) - 1}")) as root:
+                shown.append((directories(root), files(root)))
+            unmount_all(tmp_path / str(keeps))
+    for one, other in zip(*shown, strict=True):
+        assert one == other
 
 
 async def test_what_is_written_over_it_goes_to_the_directories_as_they_are(
