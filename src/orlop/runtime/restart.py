@@ -39,6 +39,10 @@ _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _SIGKILL = 9
 _FIRST_PAUSE = 0.5
 """Seconds from an exit to the restart: whoever stopped the container can delete it or change its labels meanwhile."""
+_TIME_TO_DELETE = 2.0
+"""The same for an exit that is probably a client's work."""
+_KILLED = (137, 143)
+"""How a process ends on which a client has used KILL or TERM."""
 _AT_ONCE = 8
 """Containers that are looked after at a time."""
 
@@ -143,11 +147,14 @@ class RestartMonitor:
         except DecodeError:
             return
         if exit.id == exit.container_id:
-            after = self._after_exit(Scope(envelope.namespace), exit.container_id)
+            after = self._after_exit(Scope(envelope.namespace), exit.container_id, exit.exit_status)
             self._owner.start(after, f"restart of {exit.container_id}")
 
-    async def _after_exit(self, scope: Scope, id: str) -> None:
-        """Pauses twice as long as last time where the container ended soon after it was started."""
+    async def _after_exit(self, scope: Scope, id: str, status: int) -> None:
+        """Pauses twice as long as last time where the container ended soon after it was started.
+
+        One that a client has killed is mostly about to be deleted (`nerdctl rm -f`): it gets the time for that.
+        """
         try:
             container = await self._containers.get(scope, id)
         except NotFound:
@@ -157,7 +164,7 @@ class RestartMonitor:
         at, pause = self._pauses.get((scope.namespace, id), (0.0, 0.0))
         ran = clock.monotonic() - at
         pause = min(pause * 2, self._interval) if pause and ran < self._interval else _FIRST_PAUSE
-        await asyncio.sleep(pause)
+        await asyncio.sleep(max(pause, min(_TIME_TO_DELETE, self._interval)) if status in _KILLED else pause)
         await self._care(scope, id, pause)
 
     async def _care(self, scope: Scope, id: str, pause: float = 0.0) -> None:
