@@ -165,6 +165,10 @@ async def test_a_daemon_killed_in_mid_pull_goes_on_where_it_stopped(monkeypatch:
                 assert await client.images.list(client.scope) == []
                 assert "removed 1 snapshots that were not finished" in (daemon.work / "log").read_text()
                 assert await client.snapshots.list(client.scope, "overlayfs") == []
+                made = await client.leases.create(client.scope, "collect")
+                await client.leases.delete(client.scope, made.id, sync=True)
+                files = daemon.work / "root" / "io.containerd.snapshotter.v1.overlayfs"
+                assert [*files.glob("snapshots/*"), *files.glob("layers/*")] == []
                 await pull(client, name, default_scheme="http")
                 await client.snapshots.stat(client.scope, "overlayfs", chain_ids([digests.of(layer)])[0])
             asked = [seen.headers.get("Range", "bytes=0-") for seen in registry.seen if digest in seen.path]
