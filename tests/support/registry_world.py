@@ -17,7 +17,14 @@ from orlop.registry.registries import HttpRegistries
 from orlop.registry.repository import HostedRepository
 from orlop.registry.settings import Settings
 
-QUICK = Settings(retry_delay=0.001, retry_delay_limit=0.01, stall_timeout=20, range_size=1 << 20, single_rate=1 << 60)
+QUICK = Settings(
+    retry_delay=0.001,
+    retry_delay_limit=0.01,
+    stall_timeout=20,
+    ranges_from=2 << 20,
+    range_size=1 << 20,
+    single_rate=1 << 60,
+)
 """The daemon's ways, with waits that do not hold up tests, and ranges however fast loopback is."""
 
 

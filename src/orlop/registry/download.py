@@ -108,7 +108,9 @@ class Download:
 
     async def _attempt(self, source: Source, ranged: bool) -> AsyncGenerator[bytes, None]:
         start = self._position
-        in_pieces = ranged and self._settings.ranges > 1 and self._size - start >= 2 * self._settings.range_size
+        left = self._size - start
+        is_large = left >= self._settings.ranges_from and left > self._settings.range_size
+        in_pieces = ranged and self._settings.ranges > 1 and is_large
         end = start + self._settings.range_size if in_pieces else None
         async with source.open(start, end, ranged=ranged) as part:
             if not in_pieces or part.whole:

@@ -28,7 +28,8 @@ class RegistriesConfig(msgspec.Struct, kw_only=True):
     retry_delay: str = "200ms"
     dial_timeout: str = "30s"
     stall_timeout: str = "60s"
-    range_size: int = 8 << 20
+    ranges_from: int = 16 << 20
+    range_size: int = 2 << 20
     ranges: int = 4
     extra_ranges: int = 8
     single_rate: int = 64 << 20
@@ -40,7 +41,7 @@ async def _registries(context: InitContext) -> HttpRegistries:
     from orlop.registry.registries import HttpRegistries
 
     config: RegistriesConfig = context.config
-    for name in ("attempts", "range_size", "ranges"):
+    for name in ("attempts", "ranges_from", "range_size", "ranges"):
         if getattr(config, name) < 1:
             raise InvalidArgument(f"{name} = {getattr(config, name)}: must be at least 1")
     context.meta.exports[HOST_DIRS_EXPORT] = config.config_path
@@ -52,6 +53,7 @@ async def _registries(context: InitContext) -> HttpRegistries:
             retry_delay=duration.parse(config.retry_delay) / 1e9,
             dial_timeout=duration.parse(config.dial_timeout) / 1e9,
             stall_timeout=duration.parse(config.stall_timeout) / 1e9,
+            ranges_from=config.ranges_from,
             range_size=config.range_size,
             ranges=config.ranges,
             extra_ranges=config.extra_ranges,

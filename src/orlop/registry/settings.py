@@ -24,8 +24,10 @@ class Settings:
     dial_timeout: float = 30
     stall_timeout: float = 60
     """A connection that brings no byte for so long is given up."""
-    range_size: int = 8 << 20
-    """Blobs of two such pieces and more are fetched in ranges."""
+    ranges_from: int = 16 << 20
+    """Blobs that lack so many bytes are fetched in ranges."""
+    range_size: int = 2 << 20
+    """So much is in memory of each connection but the one that is read; far hosts lose a round trip for each."""
     ranges: int = 4
     """Connections for one blob at most; 1 for no ranges."""
     extra_ranges: int = 8
