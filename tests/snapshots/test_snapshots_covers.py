@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import random
+import signal
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +93,23 @@ TOP = archive(
         "new/z/z": "z",
     }
 )
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from orlop import faults
+from orlop.mounts.temporary import TemporaryMounts
+sys.path.insert(0, sys.argv[2])
+from layer_world import layered
+
+async def work(root):
+    with layered(root, TemporaryMounts(root.parent / "mounts")) as world:
+        await world.driver.prepare("k", "top")
+
+faults.arm("snapshots.covers.synced", "kill")
+asyncio.run(work(Path(sys.argv[1])))
+"""
 
 
 def directories(root: str) -> dict[str, tuple[object, ...]]:
@@ -249,6 +270,23 @@ async def test_a_full_disk_leaves_no_half_cover(world: Layered, temporary: Tempo
     assert not list((world.root / "driver/snapshots").glob("*/cover*"))
     with temporary.mounted(await world.driver.prepare("k", "top")) as root:
         assert directories(root)["tmp"][0] == "0o41777"
+
+
+async def test_a_kill_leaves_no_half_cover(tmp_path: Path, temporary: TemporaryMounts) -> None:
+    root = tmp_path / "world"
+    with layered(root, temporary) as world:
+        await world.layer("base", "", BASE)
+        await world.layer("top", "base", TOP)
+        await world.driver.close()
+    command = [sys.executable, "-c", KILLED, str(root), str(Path(__file__).parent)]
+    ended = await asyncio.to_thread(subprocess.run, command)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = (root / "driver/snapshots").glob("*/cover*")
+    assert left.name == "cover.new"
+    with layered(root, temporary) as world:
+        with temporary.mounted(await world.driver.view("v", "top")) as seen:
+            assert directories(seen)["tmp"][0] == "0o41777"
+        assert not left.exists()
 
 
 async def test_a_damaged_index_is_named(world: Layered) -> None:

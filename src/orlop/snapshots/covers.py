@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from orlop.snapshots.layer_mounts import LayerMounts
 from orlop.snapshots.layer_records import LayerRecords
 
 _NAME = "cover"
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 _BELOW = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -40,6 +41,7 @@ class Covers:
     def __init__(self, root: Path, records: LayerRecords) -> None:
         self._snapshots = root / "snapshots"
         self._records = records
+        self._making = threading.RLock()  # again for what is below
         self.mounts = LayerMounts(root / "l" / "c", self._files)
 
     def ensure(self, id: int, index: Callable[[], str], lowers: Callable[[], Sequence[str]]) -> None:
@@ -48,8 +50,9 @@ class Covers:
         `index` is that of the snapshot's layer, `lowers` are the directories below it, nearest first, as an overlay
         has them. Raises DataLoss for a damaged index, ResourceExhausted for a full disk.
         """
-        if not os.path.lexists(self._path(id)):
-            self._make(id, index(), lowers())
+        with self._making:
+            if not os.path.lexists(self._path(id)):
+                self._make(id, index(), lowers())
 
     def has(self, id: int) -> bool:
         """Whether there is a cover, and one that says something."""
@@ -75,7 +78,7 @@ class Covers:
             self.mounts.release(lambda: set(self._records.in_use()))
 
     def _make(self, id: int, index: str, lowers: Sequence[str]) -> None:
-        made = f"{self._path(id)}-{os.urandom(6).hex()}"
+        made = f"{self._path(id)}.new"
         try:
             with contextlib.ExitStack() as stack:
                 image = os.open(index, os.O_RDONLY | os.O_CLOEXEC)
