@@ -59,8 +59,8 @@ class Hibernation:
         if unknown := _open_descriptors() - self._descriptors():
             log.warning("this worker stays: it does not know what descriptors %s are for", sorted(unknown))
             return
-        wakers = self._service.let_go()
-        self._keeper.sleep(record | more, loop.let_go() | wakers)
+        oom = self._service.oom
+        self._keeper.sleep(record | more, loop.watched() | oom.watched(), loop.own() | oom.own)
 
     def _record(self) -> Record | None:
         """None while something goes on that cannot be left to another."""
@@ -90,7 +90,7 @@ class Hibernation:
 
     def _descriptors(self) -> set[int]:
         """All that should be open in this process."""
-        known = {0, 1, 2} | self._keeper.descriptors | loop.descriptors() | self._server.descriptors
+        known = {0, 1, 2} | self._keeper.descriptors | loop.own() | self._server.descriptors
         return known | self._service.descriptors
 
     def _container_of(self, record: Mapping[str, Any]) -> Container:

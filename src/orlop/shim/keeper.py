@@ -12,6 +12,7 @@ A worker that dies in any other way takes the keeper along: only it knew how thi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import marshal
@@ -20,7 +21,7 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from orlop.shim import loop
@@ -97,10 +98,10 @@ class Keeper:
 
     def told(self) -> list[tuple[int, int, int]]:
         """The exits (pid, status, nanoseconds since 1970) and signals (0, number, 0) that came since the last call."""
-        try:
-            told = os.read(self.exits, _EXIT.size * _EXITS_AT_ONCE)
-        except BlockingIOError:
-            return []
+        told = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                told += os.read(self.exits, _EXIT.size * _EXITS_AT_ONCE)
         return list(_EXIT.iter_unpack(told))
 
     def recorded(self) -> dict[str, Any]:
@@ -109,8 +110,11 @@ class Keeper:
         record: dict[str, Any] = marshal.loads(os.pread(self._record, size, 0))  # noqa: S302 - our own
         return record
 
-    def sleep(self, record: dict[str, Any], wakers: Mapping[int, int]) -> NoReturn:
-        """Ends this worker. The next is woken by one of the events, by descriptor, of `wakers`, or by an exit."""
+    def sleep(self, record: dict[str, Any], wakers: Mapping[int, int], own: Collection[int]) -> NoReturn:
+        """Ends this worker and closes its `own` descriptors. Raises OSError if it has to go on.
+
+        The next worker is woken by one of the events, by descriptor, of `wakers`, or by an exit.
+        """
         content = marshal.dumps(record)
         os.ftruncate(self._record, 0)
         os.pwrite(self._record, content, 0)
@@ -118,17 +122,15 @@ class Keeper:
             for descriptor, events in wakers.items():
                 wake.register(descriptor, events)
             os.dup2(wake.fileno(), self._wake, inheritable=False)
+        for descriptor in own:
+            os.close(descriptor)
         os._exit(HIBERNATED)
 
     def fork(self) -> int:
         """A fork of this worker that is the keeper's child, and outlives this one. Raises OSError."""
         # with CLONE_PARENT its end is signalled as ours is
         arguments = ctypes.create_string_buffer(_CLONE_ARGS.pack(_CLONE_PARENT, *[0] * 7), _CLONE_ARGS.size)
-        pid: int = _clone3(_SYS_CLONE3, ctypes.addressof(arguments), _CLONE_ARGS.size)
-        if pid < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"clone3: {os.strerror(number)}")
-        return pid
+        return _clone(ctypes.addressof(arguments))
 
     def _open(self) -> None:
         told, tell = os.pipe2(os.O_CLOEXEC)
@@ -141,14 +143,15 @@ class Keeper:
     # What follows is the keeper's, and meant to touch as little as can be.
 
     def _fork(self, may_fail: bool) -> int:
-        self._worker = _clone3(_SYS_CLONE3, self._address, _CLONE_ARGS.size)
-        while self._worker < 0:
-            number = ctypes.get_errno()
-            if may_fail:
-                raise OSError(number, f"clone3: {os.strerror(number)}")
-            time.sleep(_PAUSE)  # no memory, or too many processes: what a worker is needed for waits
-            self._worker = _clone3(_SYS_CLONE3, self._address, _CLONE_ARGS.size)
-        return self._worker
+        while True:
+            try:
+                self._worker = _clone(self._address)
+            except OSError:
+                if may_fail:
+                    raise
+                time.sleep(_PAUSE)  # no memory, or too many processes: what a worker is needed for waits
+            else:
+                return self._worker
 
     def _watch(self) -> None:
         """Returns when a worker is needed. Ends this process when the shim has ended."""
@@ -187,3 +190,12 @@ class Keeper:
                 # told before it is reaped: so whoever has heard of no exit may rely on the pid
                 os.write(self._tell, _EXIT.pack(pid, status, time.time_ns()))
             os.waitid(os.P_PID, pid, os.WEXITED)
+
+
+def _clone(arguments: int) -> int:
+    """A fork as the structure at the address `arguments` says."""
+    pid: int = _clone3(_SYS_CLONE3, arguments, _CLONE_ARGS.size)
+    if pid < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"clone3: {os.strerror(number)}")
+    return pid

@@ -297,10 +297,8 @@ def on_rest(seconds: float, callback: Callback) -> None:
     _rest = seconds, callback
 
 
-def let_go() -> dict[int, int]:
-    """Stops watching, for a process that ends here: the events that were waited for by descriptor, signals apart."""
-    assert _epoll is not None
-    _epoll.close()
+def watched() -> dict[int, int]:
+    """The events that are waited for, by descriptor, signals apart."""
     descriptors = {*_readers, *_writers} - {_signal_descriptor}
     return {descriptor: _events(descriptor) for descriptor in descriptors}
 
@@ -310,9 +308,9 @@ def is_busy() -> bool:
     return bool(_ready or _timers)
 
 
-def descriptors() -> set[int]:
-    """The loop's own descriptors."""
-    return {_signal_descriptor} if _epoll is None else {_signal_descriptor, _epoll.fileno()}
+def own() -> set[int]:
+    """The descriptor that every run of the loop makes anew."""
+    return set() if _epoll is None else {_epoll.fileno()}
 
 
 async def sleep(seconds: float) -> None:

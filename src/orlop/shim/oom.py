@@ -42,16 +42,12 @@ class OomWatcher:
             self._watch(id, _Watched(path, descriptor, kills, is_unified))
 
     @property
-    def descriptors(self) -> set[int]:
-        polled = set() if self._poll is None else {self._poll.fileno()}
-        return polled | {watched.descriptor for watched in self._watched.values()}
+    def own(self) -> set[int]:
+        """The descriptor that `take_up` makes anew."""
+        return set() if self._poll is None else {self._poll.fileno()}
 
-    def let_go(self) -> dict[int, int]:
-        """Stops watching, and returns the events to wait for, by descriptor, to know when to take up again."""
-        if self._poll is not None:
-            loop.remove_reader(self._poll.fileno())
-            self._poll.close()
-            self._poll = None
+    def watched(self) -> dict[int, int]:
+        """The events that are waited for, by descriptor."""
         events = {True: select.EPOLLPRI, False: select.EPOLLIN}
         return {watched.descriptor: events[watched.is_unified] for watched in self._watched.values()}
 

@@ -66,7 +66,7 @@ class TaskService:
         self._cgroups: dict[str, Cgroup] = {}
         self._reserved: set[str] = set()
         self._watchers: set[loop.Task[None]] = set()
-        self._oom = OomWatcher(self._tell_oom)
+        self.oom = OomWatcher(self._tell_oom)
 
     def services(self) -> dict[str, Service]:
         """This service under both of its names: all that version 2 knows is the same bytes in version 3."""
@@ -78,7 +78,7 @@ class TaskService:
         if self._reserved:
             return None
         cgroups = [(id, cgroup.unified, cgroup.controllers) for id, cgroup in self._cgroups.items()]
-        return list(self._containers.values()), cgroups, self._oom.record()
+        return list(self._containers.values()), cgroups, self.oom.record()
 
     def take_up(
         self,
@@ -88,7 +88,7 @@ class TaskService:
     ) -> None:
         """Goes on with what an earlier service recorded."""
         self._cgroups = {id: Cgroup(unified, controllers) for id, unified, controllers in cgroups}
-        self._oom.take_up(kills)
+        self.oom.take_up(kills)
         for container in containers:
             self._containers[container.id] = container
             if container.init.child is not None and container.init.exit is None:
@@ -102,11 +102,7 @@ class TaskService:
         """What is open for the containers."""
         processes = [p for container in self._containers.values() for p in (container.init, *container.execs.values())]
         streams = [process.streams for process in processes if isinstance(process.streams, DirectStreams)]
-        return self._oom.descriptors.union(*(each.descriptors for each in streams))
-
-    def let_go(self) -> dict[int, int]:
-        """The events, by descriptor, on which this is to be taken up again, beside those of the loop."""
-        return self._oom.let_go()
+        return {*self.oom.own, *self.oom.watched()}.union(*(each.descriptors for each in streams))
 
     async def settled(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for exits that are being published."""
@@ -115,7 +111,7 @@ class TaskService:
     def close(self) -> None:
         for watcher in self._watchers:
             watcher.cancel()
-        self._oom.close()
+        self.oom.close()
 
     async def State(self, request: v3.StateRequest, call: Call) -> v3.StateResponse:
         container = self._container(request.id)
@@ -185,7 +181,7 @@ class TaskService:
                 await container.delete()
                 self._containers.pop(container.id, None)
                 self._cgroups.pop(container.id, None)
-                self._oom.remove(container.id)
+                self.oom.remove(container.id)
                 process.over.set()
                 deleted = events.TaskDelete(
                     container_id=container.id,
@@ -317,7 +313,7 @@ class TaskService:
         cgroup = Cgroup.of(container.init.pid)
         if cgroup is not None:
             self._cgroups[container.id] = cgroup
-            self._oom.add(container.id, cgroup)
+            self.oom.add(container.id, cgroup)
         self._watch(self._await_init(container))
 
     def _watch(self, wait) -> None:  # type: ignore[no-untyped-def]
@@ -329,7 +325,7 @@ class TaskService:
         init = container.init
         assert init.child is not None
         ended = await init.child.exit
-        self._oom.check(container.id)
+        self.oom.check(container.id)
         await container.kill_all()
         for process in list(container.execs.values()):
             async with process.lock:  # one that is being started counts
