@@ -417,6 +417,17 @@ async def test_other_protocols_are_left_at_once(tmp_path: Path, greeting: bytes)
         assert await wire.reader.read() == b""
 
 
+async def test_who_connects_and_says_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orlop.rpc.http2.connection._GREETING_SECONDS", 0.02)
+    async with running(tmp_path):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(frame.PREFACE[:10])
+        async with asyncio.timeout(30):
+            greeting = await reader.read()  # to the end
+        assert greeting[3] == frame.SETTINGS
+        writer.close()
+
+
 async def test_bytes_may_come_one_by_one(tmp_path: Path) -> None:
     async with running(tmp_path):
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
