@@ -213,11 +213,14 @@ def _bootstrap_params(given: bytes, flags: argparse.Namespace) -> BootstrapParam
 
 
 def _answer(path: str, is_bootstrap: bool) -> str:
-    """JSON for containerd 1.7 and later, which say what version they take; the bare address for older ones."""
+    """The address, in JSON for containerd 1.7 and later: of version 3 for one that sends parameters, else of the newest
+    that it says it takes (1.7 refuses 3)."""
     address = f"unix://{path}"
-    if is_bootstrap or "MAX_SHIM_VERSION" in os.environ:
-        return json.dumps({"version": 3, "address": address, "protocol": "ttrpc"}, separators=(",", ":"))
-    return address
+    most = os.environ.get("MAX_SHIM_VERSION")
+    if most is None and not is_bootstrap:
+        return address
+    version = 3 if is_bootstrap or most is None or not most.isdecimal() else max(2, min(3, int(most)))
+    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"}, separators=(",", ":"))
 
 
 def _version() -> str:
