@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import oci_runtime
 import pytest
 from real_daemon import IMAGE, Daemon
 
@@ -84,6 +85,24 @@ async def test_limits_of_a_running_container_are_changed(daemon: Daemon, sleeper
         "cpuset.cpus": "0",
         "pids.max": "17",
     }
+
+
+async def test_crun_changes_the_rate_at_which_a_container_reads_from_a_disk(daemon: Daemon, name: str) -> None:
+    """runc's `update` passes over it, under containerd too."""
+    disks = [path.joinpath("dev").read_text().strip() for path in Path("/sys/block").glob("[hsv]d?")]
+    if not disks or oci_runtime.chosen().name != "crun":
+        pytest.skip("needs a disk and a host where crun works")
+    daemon.ctr("run", "-d", "--null-io", "--runc-binary", "crun", IMAGE, name, "sleep", "600")
+    try:
+        major, minor = map(int, disks[0].split(":"))
+        rate = {"major": major, "minor": minor, "rate": 1 << 20}
+        await update(daemon, name, {"blockIO": {"throttleReadBpsDevice": [rate]}})
+        file = "blkio.throttle.read_bps_device" if V1 else "io.max"
+        expected = f"{disks[0]} 1048576" if V1 else f"{disks[0]} rbps=1048576 wbps=max riops=max wiops=max"
+        assert setting(daemon, name, "blkio", file) == expected
+    finally:
+        daemon.ctr("tasks", "rm", "-f", name, check=False)
+        daemon.ctr("containers", "rm", name, check=False)
 
 
 @pytest.mark.skipif(V1, reason="the host has cgroup v1 controllers")
