@@ -303,10 +303,8 @@ class NamespacedSnapshots:
         if not candidates:
             raise NotFound(f'target snapshot "{target}" in backend') from refusal
         found = candidates[0]
-        given = {key: value for key, value in new.labels.items() if key != EXTRACTING}
-        adopted = dataclasses.replace(
-            found, name=target, parent=new.parent, labels={**found.labels, **given}, kind=Kind.COMMITTED
-        )
+        labels_ = {key: value for key, value in {**found.labels, **new.labels}.items() if key != EXTRACTING}
+        adopted = dataclasses.replace(found, name=target, parent=new.parent, labels=labels_, kind=Kind.COMMITTED)
 
         def record(connection: apsw.Connection) -> None:
             if new.parent and rows.parent_backend(connection, scope, snapshotter, new.parent) != found.parent:
@@ -417,7 +415,9 @@ def _inherited(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _merged(record: SnapshotRecord, driver: SnapshotInfo) -> SnapshotInfo:
-    return dataclasses.replace(record.info, kind=driver.kind, labels={**driver.labels, **record.info.labels})
+    # That a snapshot is being filled is ours to say: a driver may have kept what it was told of that.
+    own = {key: value for key, value in driver.labels.items() if key != EXTRACTING}
+    return dataclasses.replace(record.info, kind=driver.kind, labels={**own, **record.info.labels})
 
 
 def _updated_labels(old: SnapshotInfo, new: SnapshotInfo, fields: Sequence[str] | None) -> dict[str, str]:
