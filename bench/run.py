@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calls
 import depth
+import lives
 import pull
 import reads
 import tasks
@@ -13,5 +14,5 @@ import content
 import layers
 
 if __name__ == "__main__":
-    modules = (tasks, calls, content, layers, depth, reads, pull)
+    modules = (tasks, lives, calls, content, layers, depth, reads, pull)
     measure({name: one for module in modules for name, one in module.BENCHMARKS.items()}, __doc__)
