@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -22,7 +23,7 @@ from typing import ClassVar
 from orlop import faults
 from orlop.core.mount import Mount
 from orlop.core.snapshot import EXTRACTING, Kind, SnapshotInfo, Usage
-from orlop.errors import FailedPrecondition, OrlopError
+from orlop.errors import FailedPrecondition, OrlopError, ResourceExhausted
 from orlop.snapshots import trees
 from orlop.snapshots.storage import Record, Records
 
@@ -115,7 +116,7 @@ class DirectorySnapshotter(ABC):
         return str(self._snapshots / str(id))
 
     def _create(self, kind: Kind, key: str, parent: str, labels: dict[str, str]) -> list[Mount]:
-        with self._temporary_directory() as directory:
+        with _needing_room("failed to create snapshot"), self._temporary_directory() as directory:
             # A quick answer before the work; `create` below decides, in its transaction.
             with _led_by("failed to create snapshot"):
                 parent_id = self._records.parent_of_new(key, parent)
@@ -215,6 +216,16 @@ def _led_by(prefix: str) -> Iterator[None]:
         yield
     except OrlopError as error:
         raise error.within(prefix) from error
+
+
+@contextlib.contextmanager
+def _needing_room(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceExhausted.verbatim(f"{what}: no space left on device") from error
 
 
 def sync_directory(path: Path) -> None:
