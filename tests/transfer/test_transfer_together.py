@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import tarfile
@@ -57,7 +58,7 @@ async def _pulled(root: Path, at_once: int, *, keeps: bool) -> list[tuple[str, i
         driver = OverlaySnapshotter(root / "overlay", keeps_layers=keeps)
         try:
             world.snapshots = NamespacedSnapshots(world.db, {"native": driver}, Silent())  # type: ignore[dict-item]
-            world.stores = type(world.stores)(world.content, world.images, world.snapshots, world.leases)
+            world.stores = dataclasses.replace(world.stores, snapshots=world.snapshots)
             differ = WalkingDiffer(world.content, world.mounts, keepers=Keepers([driver] if keeps else []))
             world.registry.serve(world.registry.image(LAYERS))
             puller = world.puller()
@@ -100,7 +101,7 @@ async def test_when_one_layer_is_wrong_nothing_above_it_stays(tmp_path: Path) ->
         driver = OverlaySnapshotter(tmp_path / "overlay", keeps_layers=False)
         try:
             world.snapshots = NamespacedSnapshots(world.db, {"native": driver}, Silent())  # type: ignore[dict-item]
-            world.stores = type(world.stores)(world.content, world.images, world.snapshots, world.leases)
+            world.stores = dataclasses.replace(world.stores, snapshots=world.snapshots)
             layers = [layer_of("a"), layer_of("b"), layer_of("c")]
             world.registry.serve(world.registry.image([layers[0], b"x" * 1000, layers[2]]))
             puller = world.puller()
