@@ -29,9 +29,9 @@ _SECOND = 1_000_000_000
 _POOL = 1 << 20
 
 
-def make_layer(path: Path, files: int, size: int) -> None:
+def make_layer(path: Path, files: int, size: int, seed: int = 1) -> None:
     """A gzipped layer of so many files of text, `size` bytes each on average, a hundred to a directory."""
-    chance = random.Random(1)
+    chance = random.Random(seed)
     words = [bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 9))) for _ in range(2000)]
     pool = b" ".join(chance.choices(words, k=_POOL // 6))
     with igzip.open(path, "wb", compresslevel=1) as out:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+from index import make_layer
 from isal import igzip
 from peers import Bench, Benchmark, Figure, Peer, busybox_image, measure, timed
 
@@ -41,6 +42,27 @@ def bench_pull(bench: Bench) -> None:
             ours, theirs = bench.paired(once, max(bench.options.runs // 2, 3))
             target = "<= 0.5" if count == 8 else ""
             bench.add(Figure(f"pull and unpack: {count} layers, {_MEGABYTES} MB", "s", ours, theirs, target))
+
+
+def bench_pull_of_files(bench: Bench, files: int = 20_000, megabytes: int = 320, count: int = 8) -> None:
+    """An image as those of applications are: many files of text, most of them small."""
+    with registry() as address, tempfile.TemporaryDirectory(dir="/var/tmp") as work:
+        layers = []
+        for number in range(count):
+            path = Path(work) / f"{number}"
+            make_layer(path, files // count, (megabytes << 20) // files, seed=number)
+            layers.append(igzip.decompress(path.read_bytes()))
+        reference = push(address, "bench/files", layers)
+        del layers
+
+        def once(peer: Peer) -> float:
+            seconds = timed(lambda: peer.ctr("images", "pull", "--plain-http", reference))
+            peer.ctr("images", "rm", "--sync", reference)
+            return seconds
+
+        ours, theirs = bench.paired(once, max(bench.options.runs // 2, 3))
+    what = f"pull and unpack: {count} layers, {files} files, {megabytes} MB"
+    bench.add(Figure(what, "s", ours, theirs, "<= 0.5"))
 
 
 def bench_memory(bench: Bench, megabytes: int = 2048) -> None:
@@ -193,7 +215,11 @@ def _peak(pid: int, *, reset: bool = False) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-BENCHMARKS: dict[str, Benchmark] = {"pull": bench_pull, "pull-memory": bench_memory}
+BENCHMARKS: dict[str, Benchmark] = {
+    "pull": bench_pull,
+    "pull-files": bench_pull_of_files,
+    "pull-memory": bench_memory,
+}
 
 if __name__ == "__main__":
     measure(BENCHMARKS, __doc__)
