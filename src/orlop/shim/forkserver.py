@@ -21,7 +21,7 @@ import sys
 from typing import NoReturn
 
 from orlop.errors import OrlopError
-from orlop.shim import loop, rehearsal, server
+from orlop.shim import loop, rehearsal, sealed, server
 from orlop.shim.keeper import REST, Keeper, is_possible
 from orlop.shim.reaper import become_subreaper
 from orlop.shim.request import LIMIT, ForkAnswer, ForkRequest
@@ -65,6 +65,7 @@ class ForkServer:
         except BlockingIOError:
             return 1
         server.prepare()
+        sealed.keep()
         rehearsal.rehearse(self._path + ".r")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a shim that ends leaves no zombie; nobody waits for it
         listener, inode = self._listen()
@@ -170,7 +171,7 @@ class ForkServer:
     def _let_go(self, client: int) -> None:
         """Closes what is the fork server's."""
         kept = {loop.block_signals()} if self._keeper is None else self._keeper.descriptors
-        keep = sorted({client, *kept})
+        keep = sorted({client, *kept, *sealed.descriptors()})
         edges = [_OWN_DESCRIPTORS, *(number + 1 for number in keep)]
         for low, high in zip(edges, [*keep, 1 << 20], strict=True):
             os.closerange(low, high)

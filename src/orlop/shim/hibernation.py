@@ -14,7 +14,7 @@ from dataclasses import astuple
 from typing import Any
 
 from orlop.api.types.runc.options.oci_pb2 import Options
-from orlop.shim import loop
+from orlop.shim import loop, sealed
 from orlop.shim.container import Container, ExecProcess, Restore, runtime_of
 from orlop.shim.keeper import Keeper
 from orlop.shim.logger import LoggedStreams
@@ -90,7 +90,7 @@ class Hibernation:
 
     def _descriptors(self) -> set[int]:
         """All that should be open in this process."""
-        known = {0, 1, 2} | self._keeper.descriptors | loop.own() | self._server.descriptors
+        known = {0, 1, 2} | self._keeper.descriptors | sealed.descriptors() | loop.own() | self._server.descriptors
         return known | self._service.descriptors
 
     def _container_of(self, record: Mapping[str, Any]) -> Container:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orlop.shim import files, loop
+from orlop.shim import files, loop, sealed
 from orlop.shim.keeper import Keeper
 from orlop.shim.loop import Future
 
@@ -170,15 +170,13 @@ class Reaper:
                     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                     stack.callback(os.close, null)
                     sources[number] = _spare(stack, null)
-            pid = os.posix_spawnp(
-                argv[0],
-                list(argv),
-                environment,
-                file_actions=[(os.POSIX_SPAWN_DUP2, source, number) for number, source in sources.items()],
-                setpgroup=0,
-                setsigmask=[],
-                setsigdef=_SIGNALS,
-            )
+            program = sealed.program(argv[0])
+            try:
+                pid = _spawn(program, argv, environment, sources)
+            except OSError:  # a policy of this host may forbid to execute memory
+                if program == argv[0]:
+                    raise
+                pid = _spawn(argv[0], argv, environment, sources)
         return self.adopt(pid)  # no await since the spawn: nothing can have reaped it
 
     def fork(self) -> int:
@@ -206,6 +204,18 @@ def become_subreaper() -> None:
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot become a child subreaper: {os.strerror(number)}")
+
+
+def _spawn(program: str, argv: Sequence[str], environment: Mapping[bytes, bytes], files: Mapping[int, int]) -> int:
+    return os.posix_spawnp(
+        program,
+        list(argv),
+        environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, source, number) for number, source in files.items()],
+        setpgroup=0,
+        setsigmask=[],
+        setsigdef=_SIGNALS,
+    )
 
 
 def _spare(stack: contextlib.ExitStack, source: int) -> int:
