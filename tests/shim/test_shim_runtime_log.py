@@ -22,7 +22,11 @@ from orlop.shim import runtime_log
         ("kill container: No such process", "kill container: no such process"),
         (
             "executable file `/x` not found in $PATH: No such file or directory",
-            "executable file `/x` not found in $PATH: no such file or directory",
+            'exec: "/x": stat /x: no such file or directory',
+        ),
+        (
+            "executable file `x` not found in $PATH: No such file or directory",
+            'exec: "x": executable file not found in $PATH',
         ),
         ("open executable: Operation not permitted", "open executable: permission denied"),
         ("mount `/A` to `/B`: Invalid argument", "mount `/A` to `/B`: invalid argument"),

@@ -16,6 +16,9 @@ _CRUNS_WORDS = (
     (r"(?:error opening file|cannot open directory) [`'][^`']*?(?:/status)?[`']: No such file or directory",
      "container does not exist"),
     (r"(?:the )?container `[^`]*` is not running", "container not running"),
+    (r"executable file `([^`/]*)` not found in \$PATH(?:: No such file or directory)?",
+     r'exec: "\1": executable file not found in $PATH'),
+    (r"executable file `([^`]*)` not found in \$PATH", r'exec: "\1": stat \1'),
     (r"open executable: Operation not permitted", "open executable: permission denied"),  # of what is no regular file
     (r"unknown command checkpoint", "crun was built without CRIU: only a container of runc can be checkpointed"),
 )  # fmt: skip
