@@ -19,7 +19,7 @@ from orlop import faults
 from orlop.core.content import ContentInfo, IngestStatus, Writer
 from orlop.core.layer import LayerPlace
 from orlop.errors import Canceled, OrlopError
-from orlop.layers import keep
+from orlop.layers import header, keep
 from orlop.layers.compression import Compression, Limits, decompress, detect
 from orlop.layers.keep import Keepers
 from orlop.layers.media import Opening, source
@@ -38,8 +38,6 @@ _PIECE = 1 << 18
 _LOOK = 32 << 20
 """Bytes of a layer after which the free space is looked at again."""
 _HEAD = 512
-_TAR_MAGIC_AT = 257
-_TAR_MAGIC = b"ustar"
 
 _log = logging.getLogger(__name__)
 
@@ -285,18 +283,14 @@ class _WatchedWriter:
 
 def _looks_like_a_layer(fd: int) -> bool:
     head = os.pread(fd, _HEAD, 0)
-    return detect(head) is not Compression.NONE or _is_tar(head)
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC
+    return detect(head) is not Compression.NONE or header.has_magic(head)
 
 
 def _of_a_tar(pieces: Iterator[bytes] | Ahead, place: LayerPlace) -> Iterator[bytes]:
     """`pieces` as long as they are worth the disk. Raises Canceled."""
     size, look = 0, 0
     for piece in pieces:
-        if not size and not _is_tar(piece):
+        if not size and not header.has_magic(piece):
             raise Canceled("layer of a blob that is no tar")
         if size >= look:
             look = size + _LOOK

@@ -19,6 +19,7 @@ from orlop.errors import FailedPrecondition, InvalidArgument, OrlopError, Unimpl
 from orlop.layers.compression import Limits, decompress
 from orlop.layers.keep import Keepers
 from orlop.layers.pipeline import Digester, in_thread, pieces_of
+from orlop.layers.stream import Copied
 
 MEDIA_TYPE = "application/vnd.erofs.layer"
 
@@ -98,15 +99,9 @@ class ErofsDiffer:
             )
         with place as into:
             with Digester() as digester:
-                for piece in digester.passing(pieces):
-                    _write(into.index, piece)
+                for _ in Copied(digester.passing(pieces), into.index):
+                    pass
             if os.pread(into.index, 4, layout.SUPERBLOCK_AT) != layout.MAGIC.to_bytes(4, "little"):
                 raise InvalidArgument(f"layer {layer.digest} is no EROFS image, as its media type says")
             into.keep(digester.digest, layer.digest, Traits())
         return Descriptor(layer.media_type.partition("+")[0], digester.digest, digester.size)
-
-
-def _write(fd: int, piece: bytes) -> None:
-    left = memoryview(piece)
-    while left:
-        left = left[os.write(fd, left) :]

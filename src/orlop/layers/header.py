@@ -17,6 +17,8 @@ BLOCK = 512
 ZEROS = bytes(BLOCK)
 LARGEST = (1 << 63) - 1
 
+_MAGIC = 257
+"""Where a header says of which kind it is."""
 _CACHED = 4096
 """Neighbours in an archive mostly have the same owners, modes and times: so many of each are remembered."""
 
@@ -137,8 +139,13 @@ def _time(field: bytes) -> int:
     return number(field, "mtime", signed=True)
 
 
+def has_magic(block: bytes) -> bool:
+    """Whether `block` begins as a header of POSIX's or GNU's does. One of version 7 looks like any data."""
+    return block[_MAGIC : _MAGIC + 5] == b"ustar"
+
+
 def _dialect(block: bytes) -> Dialect:
-    magic = block[257:265]
+    magic = block[_MAGIC : _MAGIC + 8]
     if magic[:6] == b"ustar\0":
         return Dialect.STAR if block[508:512] == b"tar\0" else Dialect.USTAR
     return Dialect.GNU if magic == b"ustar  \0" else Dialect.V7

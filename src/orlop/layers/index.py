@@ -23,7 +23,7 @@ from orlop.layers import apply as application
 from orlop.layers import attributes, tar, tree
 from orlop.layers.apply import OPAQUE, OVERLAY_OPAQUE, WHITEOUT
 from orlop.layers.extents import Extents
-from orlop.layers.stream import ByteStream
+from orlop.layers.stream import ByteStream, Copied
 from orlop.layers.tar import Entry, TarReader
 from orlop.layers.tree import Path
 
@@ -63,7 +63,7 @@ def index_layer(pieces: Iterable[bytes], tar_fd: int, image_fd: int, *, entries_
     All of `pieces` is written, also what follows the archive's end, and before anything is raised about its content:
     NotIndexable, or what `tar` and `apply` raise for an archive that cannot be applied. Nothing is synced.
     """
-    copy = _Copied(pieces, tar_fd)
+    copy = Copied(pieces, tar_fd)
     chunks = iter(copy)
     stream = ByteStream(chunks)
     try:
@@ -78,23 +78,6 @@ def index_layer(pieces: Iterable[bytes], tar_fd: int, image_fd: int, *, entries_
         _exhaust(chunks)
         raise
     return LayerIndex(layer.entries, copy.size, image_size, layer.implied, layer.whiteouts)
-
-
-class _Copied:
-    """Pieces that are written to a file when they are taken."""
-
-    def __init__(self, pieces: Iterable[bytes], fd: int) -> None:
-        self._pieces = pieces
-        self._fd = fd
-        self.size = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for piece in self._pieces:
-            written = os.write(self._fd, piece)
-            while written < len(piece):
-                written += os.write(self._fd, memoryview(piece)[written:])
-            self.size += written
-            yield piece
 
 
 def _exhaust(chunks: Iterator[bytes]) -> None:

@@ -5,6 +5,7 @@ The input is any iterator of chunks; nothing is copied that need not be, and not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 from orlop.errors import Unknown
@@ -89,3 +90,20 @@ class ByteStream:
         while self._fill():
             self.offset += len(self._chunk) - self._at
             self._at = len(self._chunk)
+
+
+class Copied:
+    """Pieces that are written to the file `fd` when they are taken; `size` counts their bytes."""
+
+    def __init__(self, pieces: Iterable[bytes], fd: int) -> None:
+        self._pieces = pieces
+        self._fd = fd
+        self.size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            written = os.write(self._fd, piece)
+            while written < len(piece):
+                written += os.write(self._fd, memoryview(piece)[written:])
+            self.size += written
+            yield piece
