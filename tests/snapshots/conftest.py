@@ -16,6 +16,8 @@ from orlop.snapshots import probe
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("conformance")
 
+from layer_world import Layered, layered  # noqa: E402 - of this directory, which had to be put into the path
+
 
 @pytest.fixture(autouse=True)
 def _kernel(request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -23,6 +25,21 @@ def _kernel(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     indexed = "kind" in request.fixturenames and request.getfixturevalue("kind") == "indexed"
     if indexed and os.geteuid() == 0 and (refusal := probe.refusal(tmp_path)):
         pytest.skip(refusal)
+
+
+@pytest.fixture
+def indexable(tmp_path: Path) -> None:
+    """Skips where layers cannot be kept and mounted."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    if refusal := probe.refusal(tmp_path):
+        pytest.skip(refusal)
+
+
+@pytest.fixture
+def world(indexable: None, tmp_path: Path, temporary: TemporaryMounts) -> Iterator[Layered]:
+    with layered(tmp_path / "world", temporary) as made:
+        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,21 +22,9 @@ from orlop.core.mount import Mount
 from orlop.errors import DataLoss, ResourceExhausted
 from orlop.mounts.mount import unmount_all
 from orlop.mounts.temporary import TemporaryMounts
-from orlop.snapshots import merged_layers, probe
+from orlop.snapshots import merged_layers
 
-
-@pytest.fixture(autouse=True)
-def _indexable(tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("needs root")
-    if refusal := probe.refusal(tmp_path):
-        pytest.skip(refusal)
-
-
-@pytest.fixture
-def world(tmp_path: Path, temporary: TemporaryMounts) -> Iterator[Layered]:
-    with layered(tmp_path / "world", temporary) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("indexable")
 
 
 def entry(

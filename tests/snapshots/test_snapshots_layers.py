@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,24 +23,10 @@ from orlop.layers import media
 from orlop.layers.compare import compare
 from orlop.mounts.mount import unmount_all
 from orlop.mounts.temporary import TemporaryMounts
-from orlop.snapshots import probe
 
+pytestmark = pytest.mark.usefixtures("indexable")
 BASE = archive({"one": "1", "d/": None, "d/two": "2"})
 TOP = archive({"three": "3", ".wh.one": "", "d/": None, "d/.wh.two": "", "d/four": "4"})
-
-
-@pytest.fixture(autouse=True)
-def _indexable(tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("needs root")
-    if refusal := probe.refusal(tmp_path):
-        pytest.skip(refusal)
-
-
-@pytest.fixture
-def world(tmp_path: Path, temporary: TemporaryMounts) -> Iterator[Layered]:
-    with layered(tmp_path / "world", temporary) as made:
-        yield made
 
 
 def tree(root: str) -> dict[str, str]:

@@ -33,7 +33,6 @@ from orlop.layers.compression import Limits
 from orlop.layers.differ import WalkingDiffer
 from orlop.layers.keep import Keepers
 from orlop.mounts.temporary import TemporaryMounts
-from orlop.snapshots import probe
 
 DATA = random.Random(5).randbytes(3 << 20)
 PIECE = 1 << 18
@@ -129,11 +128,7 @@ def threads() -> int:
 
 
 @pytest.fixture
-def world(tmp_path: Path, temporary: TemporaryMounts) -> Iterator[World]:
-    if os.geteuid():
-        pytest.skip("needs root")
-    if refusal := probe.refusal(tmp_path):
-        pytest.skip(refusal)
+def world(indexable: None, tmp_path: Path, temporary: TemporaryMounts) -> Iterator[World]:
     (tmp_path / "content").mkdir()
     backend = LocalStore(tmp_path / "content")
     with layered(tmp_path / "world", temporary) as made:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from layer_world import Layered, archive, layered
+from layer_world import Layered, archive
 
 from orlop import faults
 from orlop.core.layer import Traits
@@ -16,23 +15,12 @@ from orlop.core.mount import Mount
 from orlop.core.snapshot import Kind
 from orlop.errors import NotFound, ResourceExhausted
 from orlop.layers.index import index_layer
-from orlop.mounts.mount import unmount_all
 from orlop.mounts.options import split_lowers
 from orlop.mounts.temporary import TemporaryMounts
-from orlop.snapshots import probe
 from orlop.snapshots.merged_layers import LOWERS_LIMIT, STEP, fits
 
 pytestmark = pytest.mark.root
 COUNT = 520
-
-
-@pytest.fixture
-def world(tmp_path: Path, temporary: TemporaryMounts) -> Iterator[Layered]:
-    if refusal := probe.refusal(tmp_path):
-        pytest.skip(refusal)
-    with layered(tmp_path / "world", temporary) as made:
-        yield made
-    unmount_all(tmp_path)
 
 
 async def stack(world: Layered, count: int) -> str:
