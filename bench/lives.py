@@ -57,14 +57,16 @@ async def _live(client: Client, scope: Scope, model: Container, parent: str) -> 
     await client.containers.delete(scope, id)
 
 
-def _timed(peer: Peer, command: tuple[str, ...], action: Callable[[Client, Container, str], Awaitable[None]]) -> float:
+def _with_model(
+    peer: Peer, command: tuple[str, ...], figure: Callable[[Client, Container, str], Awaitable[float]]
+) -> float:
+    """What `figure` returns, which is called with a container of `command` and the snapshot below that one's."""
+
     async def run() -> float:
         async with connect(peer.address) as client:
             model, parent = await _model(client, *command)
             try:
-                begin = time.perf_counter()
-                await action(client, model, parent)
-                return time.perf_counter() - begin
+                return await figure(client, model, parent)
             finally:
                 await remove(client, model.id, force=True)
 
@@ -74,51 +76,43 @@ def _timed(peer: Peer, command: tuple[str, ...], action: Callable[[Client, Conta
 def bench_lives(bench: Bench) -> None:
     total = 64
 
-    async def many(client: Client, model: Container, parent: str) -> None:
+    async def rate(client: Client, model: Container, parent: str) -> float:
         free = asyncio.Semaphore(CALLERS)
 
         async def one() -> None:
             async with free:
                 await _live(client, scope, model, parent)
 
+        begin = time.perf_counter()
         async with client.lease() as scope, asyncio.TaskGroup() as group:
             for _ in range(total):
                 group.create_task(one())
+        return total / (time.perf_counter() - begin)
 
-    ours, theirs = bench.paired(lambda peer: total / _timed(peer, ("true",), many), bench.options.runs)
+    ours, theirs = bench.paired(lambda peer: _with_model(peer, ("true",), rate), bench.options.runs)
     bench.add(Figure("containers a second, 16 callers of the API", "1/s", ours, theirs, ">= 2", True))
 
 
 def bench_execs(bench: Bench) -> None:
     total = 10
 
-    async def one_by_one(client: Client, model: Container, parent: str) -> None:
+    async def seconds(client: Client, model: Container, parent: str) -> float:
         scope = client.scope
         assert model.spec is not None
         document = json.loads(model.spec.value)["process"] | {"args": ["true"]}
         process = Typed(PROCESS, json.dumps(document).encode())
+        await client.tasks.create(scope, NewTask(model.id, rootfs=await rootfs(client, model)))
+        await client.tasks.start(scope, model.id)
+        begin = time.perf_counter()
         for number in range(total):
             await client.tasks.exec(scope, model.id, f"x{number}", process, IO())
             ended = asyncio.create_task(client.tasks.wait(scope, model.id, f"x{number}"))
             await client.tasks.start(scope, model.id, f"x{number}")
             await ended
             await client.tasks.delete_process(scope, model.id, f"x{number}")
+        return (time.perf_counter() - begin) / total
 
-    async def in_running(client: Client, model: Container, parent: str) -> None:
-        nonlocal spent
-        await client.tasks.create(client.scope, NewTask(model.id, rootfs=await rootfs(client, model)))
-        await client.tasks.start(client.scope, model.id)
-        begin = time.perf_counter()
-        await one_by_one(client, model, parent)
-        spent = (time.perf_counter() - begin) / total
-
-    spent = 0.0
-
-    def once(peer: Peer) -> float:
-        _timed(peer, ("sleep", "600"), in_running)
-        return spent
-
-    ours, theirs = bench.paired(once, bench.options.runs)
+    ours, theirs = bench.paired(lambda peer: _with_model(peer, ("sleep", "600"), seconds), bench.options.runs)
     bench.add(Figure("exec of true through the API", "s", ours, theirs, "<= 0.5"))
 
 

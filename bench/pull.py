@@ -33,13 +33,7 @@ def bench_pull(bench: Bench) -> None:
         for count in (1, 8, 40):
             layers = [_layer(f"l{number}", _MEGABYTES * (1 << 20) // count) for number in range(count)]
             reference = push(address, f"bench/l{count}", layers)
-
-            def once(peer: Peer, reference: str = reference) -> float:
-                seconds = timed(lambda: peer.ctr("images", "pull", "--plain-http", reference))
-                peer.ctr("images", "rm", "--sync", reference)
-                return seconds
-
-            ours, theirs = bench.paired(once, max(bench.options.runs // 2, 3))
+            ours, theirs = _paired(bench, reference)
             target = "<= 0.5" if count == 8 else ""
             bench.add(Figure(f"pull and unpack: {count} layers, {_MEGABYTES} MB", "s", ours, theirs, target))
 
@@ -54,15 +48,20 @@ def bench_pull_of_files(bench: Bench, files: int = 20_000, megabytes: int = 320,
             layers.append(igzip.decompress(path.read_bytes()))
         reference = push(address, "bench/files", layers)
         del layers
-
-        def once(peer: Peer) -> float:
-            seconds = timed(lambda: peer.ctr("images", "pull", "--plain-http", reference))
-            peer.ctr("images", "rm", "--sync", reference)
-            return seconds
-
-        ours, theirs = bench.paired(once, max(bench.options.runs // 2, 3))
+        ours, theirs = _paired(bench, reference)
     what = f"pull and unpack: {count} layers, {files} files, {megabytes} MB"
     bench.add(Figure(what, "s", ours, theirs, "<= 0.5"))
+
+
+def _paired(bench: Bench, reference: str) -> tuple[float, float]:
+    """The medians of pulls of `reference`, of which nothing is there before."""
+
+    def once(peer: Peer) -> float:
+        seconds = timed(lambda: peer.ctr("images", "pull", "--plain-http", reference))
+        peer.ctr("images", "rm", "--sync", reference)
+        return seconds
+
+    return bench.paired(once, max(bench.options.runs // 2, 3))
 
 
 def bench_memory(bench: Bench, megabytes: int = 2048) -> None:
