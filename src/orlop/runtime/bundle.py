@@ -260,7 +260,9 @@ def _make_in_namespace(path: Path, mode: int) -> None:
     """Makes a directory in that of its namespace, which whoever removes the last bundle of the namespace may remove."""
     while True:
         with contextlib.suppress(FileNotFoundError):
-            path.parent.mkdir(_PARENT_MODE, parents=True, exist_ok=True)
+            # Not by `exist_ok`: that raises if the directory goes between two looks at it, as if `path` were there.
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir(_PARENT_MODE, parents=True)
             path.parent.chmod(_PARENT_MODE)
             path.mkdir(mode)
             return
