@@ -31,6 +31,12 @@ START_TIMEOUT = 100.0
 """Seconds; containerd's dial limit."""
 INFO_TIMEOUT = 10.0
 _ANSWER_LIMIT = 10 << 20
+_TIME_TO_STOP = 1.0
+"""Seconds between the signals TERM and KILL: our own shim's `delete` ends the OCI runtime that it runs."""
+
+
+class CutOff(Unknown):
+    """A shim binary was killed since its time was up; what it was doing is half done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +90,18 @@ async def start(binary: str, bundle: Bundle, options: Typed | None, settings: Sh
     return parse_answer(output)
 
 
-async def delete(binary: str, bundle: Bundle, settings: ShimSettings, timeout: float) -> shim_pb2.DeleteResponse:
-    """Runs `<binary> ... delete`, which removes what a dead shim left of its container."""
+async def delete(
+    binary: str, bundle: Bundle, settings: ShimSettings, timeout: float, *, whole: bool = False
+) -> shim_pb2.DeleteResponse:
+    """Runs `<binary> ... delete`, which removes what a dead shim left of its container.
+
+    Raises CutOff after `timeout` seconds, Unknown if it fails. Our own shim also fails where the OCI runtime does, if
+    the `whole` of the container has to go.
+    """
     flags = settings.flags(bundle.namespace, bundle.id)
     debug = ["-debug"] if settings.debug else []
-    arguments = [*flags[: len(flags) - len(debug)], "-bundle", str(bundle.path), *debug, "delete"]
+    extra = ["-whole"] if whole else []
+    arguments = [*flags[: len(flags) - len(debug)], "-bundle", str(bundle.path), *debug, *extra, "delete"]
     output = await _run(
         binary, arguments, bundle.path, None, settings.variables(bundle.namespace), timeout, merge=False
     )
@@ -176,7 +189,10 @@ async def _run(
     *,
     merge: bool = True,
 ) -> bytes:
-    """What `binary` printed. It runs in a process group of its own, which is killed when time is up or nobody waits."""
+    """What `binary` printed. It runs in a process group of its own, which is killed when time is up or nobody waits.
+
+    Raises CutOff and Unknown.
+    """
     pipe = subprocess.PIPE
     # Not asyncio's process: uvloop's leaks our ends of the pipes into the child, so that a shim which lives on would
     # keep its own answer from ending.
@@ -194,10 +210,13 @@ async def _run(
             output, errors = await asyncio.shield(talking)
     except BaseException as error:
         with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await asyncio.wait([talking], timeout=_TIME_TO_STOP)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await asyncio.gather(talking, return_exceptions=True)
         if isinstance(error, TimeoutError):
-            raise Unknown(f"{binary} {arguments[-1]}: shim killed after {timeout:g}s") from None
+            raise CutOff(f"{binary} {arguments[-1]}: shim killed after {timeout:g}s") from None
         raise
     if errors:
         log.info("%s %s: %s", binary, arguments[-1], errors[:4096].decode("utf-8", "replace").strip())

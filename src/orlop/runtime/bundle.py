@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SANDBOX_FILE = "sandbox"
 BOOTSTRAP_FILE = "bootstrap.json"
 BINARY_FILE = "shim-binary-path"
+REMAINS_FILE = "remains"
 _PARENT_MODE = 0o711
 _LIMIT = 64 << 10
 
@@ -110,9 +111,17 @@ class Bundle:
         """Whether a shim noted here with what options it runs its OCI runtime."""
         return (self.path / "options.json").exists()
 
+    def mark_as_remains(self) -> None:
+        """Notes that the container is over for everybody who knows it, and still has to be deleted."""
+        _write(self.path / REMAINS_FILE, b"", 0o600)
+
+    @property
+    def is_remains(self) -> bool:
+        return (self.path / REMAINS_FILE).exists()
+
     def remove(self) -> None:
         """Unmounts the root file system and removes both directories. What is gone already is no error."""
-        self._remove_rootfs()
+        self.remove_rootfs()
         for directory in (self.path, self.work):
             aside = directory.with_name(f".{self.id}")
             remove_tree(aside)
@@ -123,8 +132,8 @@ class Bundle:
             with contextlib.suppress(OSError):
                 directory.parent.rmdir()
 
-    def _remove_rootfs(self) -> None:
-        """Not by tree: if a mount is still there, nothing below it may be touched."""
+    def remove_rootfs(self) -> None:
+        """Unmounts and removes it. Not by tree: if a mount is still there, nothing below it may be touched."""
         with contextlib.suppress(FileNotFoundError):
             try:
                 os.rmdir(self.rootfs)  # as a rule its shim has unmounted it, and all mounts need not be read

@@ -32,6 +32,7 @@ from orlop.runtime.bundle import Bootstrap, Bundle, Bundles
 from orlop.runtime.names import ShimBinaries, ShimBinary, own_binary
 from orlop.runtime.orphan import end_orphan
 from orlop.runtime.owner import Owner
+from orlop.runtime.remains import Remains
 from orlop.runtime.shim import Shim
 from orlop.runtime.shimlog import ShimLog
 from orlop.runtime.sockets import remove_dead
@@ -106,6 +107,7 @@ class ShimManager:
         self._logs: dict[tuple[str, str], ShimLog] = {}
         self._groups: dict[str, asyncio.Lock] = {}
         self.owner = Owner()
+        self.remains = Remains(settings)
 
     def find(self, namespace: str, id: str) -> Shim | None:
         """The shim of a task, dead ones that are not yet cleared away too."""
@@ -204,13 +206,18 @@ class ShimManager:
             del self._shims[shim.key]
 
     async def forget(self, bundle: Bundle, address: str = "") -> None:
-        """Removes a bundle, closes its log, and removes what a shim that is gone has left at `address`."""
+        """Removes a bundle, closes its log, and removes what a shim that is gone has left at `address`.
+
+        The bundle of a container that is not deleted yet goes when it is.
+        """
         shim_log = self._logs.pop((bundle.namespace, bundle.id), None)
         if shim_log is not None:
             shim_log.close()
+        is_kept = await self.remains.take_over(bundle, self.limits.cleanup)
 
         def remove() -> None:
-            bundle.remove()
+            if not is_kept:
+                bundle.remove()
             if address:
                 remove_dead(address)
 
@@ -239,6 +246,9 @@ class ShimManager:
         await asyncio.to_thread(self.bundles.remove_stale_work, set(self._shims))
 
     async def _load(self, bundle: Bundle, runtime_of: RuntimeOf) -> None:
+        if bundle.is_remains:
+            self.remains.delete(bundle, own_binary(), self.limits.cleanup)
+            return
         binary = bundle.binary()
         if not binary:
             with contextlib.suppress(OrlopError):
@@ -334,6 +344,8 @@ class ShimManager:
             return await contract.delete(binary, bundle, self.settings, self.limits.cleanup)
         except OrlopError as error:
             log.warning("%s delete of %s: %s", binary or "shim", bundle.path, error)
+            if isinstance(error, contract.CutOff) and binary == own_binary():
+                self.remains.expect(bundle, binary)
             answer = await self._delete_instead(bundle, binary)
             if answer is not None:
                 return answer
@@ -356,6 +368,8 @@ class ShimManager:
             return await contract.delete(own, bundle, self.settings, self.limits.cleanup)
         except OrlopError as error:
             log.warning("%s delete of %s: %s", own, bundle.path, error)
+            if isinstance(error, contract.CutOff):
+                self.remains.expect(bundle, own)
             return None
 
     def _own_address(self, bundle: Bundle) -> str:
@@ -377,6 +391,7 @@ class ShimManager:
         for shim in list(self._shims.values()):
             await shim.close()
         await self.owner.close()
+        await self.remains.close()
         for shim_log in self._logs.values():
             shim_log.close()
         self._logs.clear()

@@ -91,6 +91,7 @@ class TaskManager:
         old = self._shims.find(scope.namespace, container.id)
         if old is not None and old.dead:
             await old.buried.wait()
+        await self._shims.remains.settle(self._shims.bundles.at(scope.namespace, container.id))
         key = (scope.namespace, container.id)
         if key in self._busy or self._shims.find(*key) is not None:
             raise AlreadyExists(f"task {container.id}")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -46,7 +47,7 @@ def command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(NAME, allow_abbrev=False)
     for flag in ("namespace", "address", "publish-binary", "id", "bundle", "socket"):
         parser.add_argument(f"-{flag}", f"--{flag}", default="")
-    for flag in ("debug", "info", "v"):
+    for flag in ("debug", "info", "v", "whole"):
         parser.add_argument(f"-{flag}", f"--{flag}", action="store_true")
     parser.add_argument("action", nargs="?", choices=("start", "delete"))
     flags = parser.parse_args(list(argv))
@@ -146,14 +147,24 @@ def _serve(flags: argparse.Namespace) -> int:
 
 
 async def _delete(flags: argparse.Namespace) -> int:
-    """Ends what is left of a container whose shim is gone."""
+    """Ends what is left of a container whose shim is gone.
+
+    A runtime that fails is only told of, since containerd's shims do so; where the `whole` has to go it is a failure.
+    """
     bundle = os.path.join(os.path.dirname(os.getcwd()), flags.id)
     reaper = Reaper()
     reaper.install()
     runtime = runtime_of(reaper, bundle, flags.namespace, read_options(bundle))
+    deleting = loop.create_task(runtime.delete(flags.id, force=True))
+    # Whoever cuts this off tries again: a runtime that went on by itself could delete the next container of this id.
+    loop.add_signal_handler(signal.SIGTERM, deleting.cancel)
     try:
-        await runtime.delete(flags.id, force=True)
+        await deleting
+    except loop.Cancelled:
+        raise errors.Canceled("delete") from None
     except errors.OrlopError as error:
+        if flags.whole:
+            raise
         sys.stderr.write(f"{error}\n")
     try:
         rootfs.unmount_all(os.path.join(bundle, "rootfs"))
