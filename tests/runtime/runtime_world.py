@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -88,6 +89,11 @@ def shim_binary() -> Path | None:
     return Path(found) if found else None
 
 
+def cgroup_of(id: str) -> str:
+    """The control group of a container, of this test process alone."""
+    return f"/orlop-test/{os.getpid()}-{id}"
+
+
 def spec_of(rootfs: Path, id: str, args: tuple[str, ...]) -> bytes:
     kinds = ("pid", "ipc", "uts", "mount", "network")
     return json.dumps(
@@ -104,7 +110,7 @@ def spec_of(rootfs: Path, id: str, args: tuple[str, ...]) -> bytes:
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
             ],
-            "linux": {"cgroupsPath": f"/orlop-test/{id}", "namespaces": [{"type": kind} for kind in kinds]},
+            "linux": {"cgroupsPath": cgroup_of(id), "namespaces": [{"type": kind} for kind in kinds]},
         }
     ).encode()
 

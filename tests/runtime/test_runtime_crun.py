@@ -9,7 +9,7 @@ from typing import Any
 
 import oci_runtime
 import pytest
-from runtime_world import SCOPE, World, spec_of
+from runtime_world import SCOPE, World, cgroup_of, spec_of
 from test_runtime_builtin import RUNC, fork_server, place, world
 
 from orlop.core.task import NewTask
@@ -101,4 +101,4 @@ async def test_a_container_sees_its_own_cgroups(kinds: tuple[str, ...]) -> None:
                 {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
             ]
             assert (await ran_by(here, "seen", json.dumps(known).encode()))[0] == "crun"
-            assert not list(Path("/sys/fs/cgroup").glob("*/orlop-test/seen"))
+            assert not list(Path("/sys/fs/cgroup").glob(f"*{cgroup_of('seen')}"))

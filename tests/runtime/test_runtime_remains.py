@@ -54,7 +54,7 @@ async def kill_the_shim(here: World, program: Path) -> tuple[int, list[Path]]:
     await here.tasks.start(SCOPE, "orphan")
     lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
     places = [Path(f"/sys/fs/cgroup/{names.removeprefix('name=')}{path}") for _, names, path in lines]
-    groups = [place for place in places if place.name == "orphan" and place.exists()]
+    groups = [place for place in places if place.name.endswith("-orphan") and place.exists()]
     assert groups
     shim = here.shims.find("test", "orphan")
     assert shim is not None

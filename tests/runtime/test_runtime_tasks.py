@@ -155,7 +155,7 @@ def groups_of(pid: int) -> list[Path]:
     """The directories of the process's cgroups that are its container's alone."""
     lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
     found = [Path(f"/sys/fs/cgroup/{names.removeprefix('name=')}{path}") for _, names, path in lines if path != "/"]
-    return [path for path in found if path.name == "orphan" and path.exists()]
+    return [path for path in found if path.name.endswith("-orphan") and path.exists()]
 
 
 async def test_a_process_is_ended_whose_shim_left_no_word_of_its_runtime(tmp_path: Path) -> None:
