@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from patience import patient
 from real_daemon import IMAGE, Archives, Daemon
 from traces import await_no_traces, descriptors, traces
 
@@ -52,7 +53,7 @@ def restart(daemon: Daemon, faults: str = "") -> None:
 
 def died(daemon: Daemon) -> bool:
     assert daemon.process is not None
-    return daemon.process.wait(30) == -signal.SIGKILL
+    return daemon.process.wait(patient(30)) == -signal.SIGKILL
 
 
 def status_of(daemon: Daemon, name: str) -> str:
@@ -61,7 +62,7 @@ def status_of(daemon: Daemon, name: str) -> str:
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         time.sleep(0.05)

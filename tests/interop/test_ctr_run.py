@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patient
 from real_daemon import IMAGE, Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
@@ -176,7 +177,7 @@ def test_a_detached_container_is_listed_executed_in_paused_and_killed(daemon: Da
 
 
 def wait_for(condition: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         select.select([], [], [], 0.05)
@@ -223,7 +224,7 @@ def test_a_terminal_has_the_size_of_the_client_and_follows_it(daemon: Daemon, na
 
     def until(text: bytes) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         while text not in seen:
             assert time.monotonic() < deadline, seen
             if select.select([master], [], [], 1)[0]:
@@ -262,7 +263,7 @@ def test_a_terminal_has_the_size_of_the_client_and_follows_it(daemon: Daemon, na
     wait_for(resized)
     os.write(master, b"go\r")
     until(b"20 70")
-    assert process.wait(30) == 0
+    assert process.wait(patient(30)) == 0
     os.close(master)
 
 
@@ -301,7 +302,7 @@ def test_events_are_told_while_things_happen(daemon: Daemon, name: str) -> None:
     try:
         # The subscription is in force when an event that was caused after it arrives.
         assert watcher.stdout is not None
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patient(20)
         while not select.select([watcher.stdout], [], [], 0.2)[0]:
             assert time.monotonic() < deadline
             daemon.ctr("namespaces", "label", "default", f"tick={time.monotonic_ns()}")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import patient
 from real_daemon import IMAGE, Archives, Daemon
 
 from orlop.client import connect
@@ -129,7 +130,7 @@ def test_one_that_is_killed_takes_its_container_along(daemon: Daemon, name: str)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         time.sleep(0.05)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import patient
 from real_daemon import IMAGE, Archives, Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
@@ -43,7 +44,7 @@ def run(restarting: Daemon, name: str, tmp_path: Path) -> Iterator[Callable[...,
 
 
 def wait_for(what: Callable[[], bool], daemon: Daemon) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patient(60)
     while not what():
         assert time.monotonic() < deadline, daemon.log()
         time.sleep(0.05)

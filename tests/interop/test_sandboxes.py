@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
+from patience import patient
 from real_daemon import IMAGE, Archives, Daemon
 
 from orlop.api.cgroups1 import metrics_pb2 as v1
@@ -42,7 +43,7 @@ class Wire:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        return stub(request, metadata=[("containerd-namespace", "default")], timeout=60)
+        return stub(request, metadata=[("containerd-namespace", "default")], timeout=patient(60))
 
     def controller(self, method: str, id: str, **fields: Any) -> Any:
         request = getattr(pb, f"Controller{method}Request")(sandbox_id=id, **({"sandboxer": "shim"} | fields))
@@ -213,7 +214,7 @@ def counted(wire: Wire, container: str) -> int:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -226,7 +227,7 @@ def test_a_sandbox_whose_shim_is_killed_has_stopped_and_its_containers_with_it(p
     inside = wire.run_in(pods, name, container, holder)
     try:
         os.kill(parent_of(holder), signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         while (
             wire.controller("Status", name).state == "SANDBOX_READY"
             or container in pods.ctr("tasks", "ls").stdout

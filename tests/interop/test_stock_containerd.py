@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from patience import patient
 from real_daemon import IMAGE, Archives, end_leftovers
 from stock_containerd import StockContainerd
 
@@ -48,7 +49,7 @@ def stock(archives: Archives) -> Iterator[StockContainerd]:
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         time.sleep(0.05)

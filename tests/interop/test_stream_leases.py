@@ -6,6 +6,7 @@ import asyncio
 import os
 
 import pytest
+from patience import patient
 from real_daemon import Daemon
 
 from orlop.client import connect
@@ -27,7 +28,7 @@ async def test_a_stream_ends_when_its_lease_has_expired_and_is_collected(daemon:
         ):
             ended = asyncio.create_task(held.receive())
             other = asyncio.create_task(free.receive())
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(patient(60)):
                 while not ended.done():
                     made = await client.leases.create(client.scope, "collect")
                     await client.leases.delete(client.scope, made.id, sync=True)

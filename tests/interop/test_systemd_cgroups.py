@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import patient
 from real_daemon import IMAGE, Daemon
 
 from orlop.client import connect
@@ -42,7 +43,7 @@ def scoped(daemon: Daemon, name: str, request: pytest.FixtureRequest) -> Iterato
 
 def properties(unit: str, *names: str) -> dict[str, str]:
     command = ["systemctl", "show", unit, *(f"--property={name}" for name in names)]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=True).stdout
     return dict(line.partition("=")[::2] for line in shown.splitlines())
 
 
@@ -66,7 +67,7 @@ async def test_a_container_has_a_scope_with_its_limits_for_as_long_as_it_lives(d
     assert "PAUSED" in daemon.ctr("tasks", "ls").stdout
     daemon.ctr("tasks", "resume", scoped)
     daemon.ctr("tasks", "rm", "-f", scoped, check=False)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while properties(unit, "ActiveState") != {"ActiveState": "inactive"} or any(
         unit in names for _, names, _ in os.walk("/sys/fs/cgroup")
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import oci_runtime
 from google.protobuf.message import Message
+from patience import patient
 
 from orlop.api.types.runc.options import oci_pb2
 from orlop.core.container import Container, Runtime
@@ -26,6 +28,7 @@ from orlop.runtime.shims import Forks, Limits, ShimManager
 from orlop.runtime.tasks import TaskManager
 
 SCOPE = Scope("test")
+_LIMITS = Limits(*map(patient, dataclasses.astuple(Limits())))
 
 
 class Containers:
@@ -134,7 +137,7 @@ async def world(
     )
     events, records = Recorder(), containers or Containers()
     bundles = Bundles(directory / "state", directory / "root")
-    shims = ShimManager(bundles, ShimBinaries(), settings, events, forks or NoForks(), Limits())
+    shims = ShimManager(bundles, ShimBinaries(), settings, events, forks or NoForks(), _LIMITS)
     tasks = TaskManager(records, None, shims, oci_runtime.chosen())  # type: ignore[arg-type]
     await tasks.load_existing()
     try:

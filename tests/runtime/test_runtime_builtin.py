@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from patience import patient
 from runtime_world import SCOPE, World, world
 
 from orlop.api.events.task_pb2 import TaskExit
@@ -99,7 +100,7 @@ async def test_a_shim_that_is_killed_is_cleared_away() -> None:
             shim = here.shims.find("test", "dies")
             assert shim is not None
             os.kill(shim.pid, signal.SIGKILL)
-            await asyncio.wait_for(shim.buried.wait(), 20)
+            await asyncio.wait_for(shim.buried.wait(), patient(20))
             assert [topic for topic, _ in here.events.events] == ["/tasks/exit", "/tasks/delete"]
             assert here.leftovers == []
 
@@ -109,7 +110,7 @@ async def end_told(here: World, id: str) -> list[tuple[str, int]]:
     shim = here.shims.find("test", id)
     assert shim is not None
     os.kill(shim.pid, signal.SIGKILL)
-    await asyncio.wait_for(shim.buried.wait(), 20)
+    await asyncio.wait_for(shim.buried.wait(), patient(20))
     return [(topic, event.exit_status) for topic, event in here.events.events]  # type: ignore[attr-defined]
 
 

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import patient
 from runtime_world import SCOPE, shim_binary, world
 
 from orlop.core.clock import ZERO
@@ -116,7 +117,7 @@ async def test_a_killed_shim_takes_its_container_along_and_is_told_as_an_exit(tm
         await shim.buried.wait()
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(init, ended.set)
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), patient(10))
         asyncio.get_running_loop().remove_reader(init)
         os.close(init)
         assert [topic for topic, _ in here.events.events] == ["/tasks/exit", "/tasks/delete"]
@@ -134,7 +135,7 @@ async def test_nothing_outlives_a_shim_whose_delete_fails_or_hangs(tmp_path: Pat
     )
     binary.chmod(0o755)
     async with world(tmp_path) as here:
-        here.shims.limits = Limits(cleanup=5)
+        here.shims.limits = Limits(cleanup=patient(5))
         here.add("orphan", "sleep", "1000", runtime=str(binary))
         pid = await here.tasks.create(SCOPE, NewTask("orphan"))
         await here.tasks.start(SCOPE, "orphan")

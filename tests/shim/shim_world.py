@@ -17,6 +17,7 @@ from typing import Any
 
 import oci_runtime
 from google.protobuf.empty_pb2 import Empty
+from patience import patient
 
 from orlop.api.runtime.task.v3 import shim_pb2 as api
 from orlop.api.types.runc.options.oci_pb2 import Options
@@ -43,8 +44,8 @@ class Shim:
         answer = getattr(api, names.get(method, method) + "Response", None)
         if answer is None or method in ("Exec",):
             answer = Empty
-        timeout = None if method == "Wait" else 30  # a wait with a deadline keeps the shim awake
-        async with asyncio.timeout(60):
+        timeout = None if method == "Wait" else patient(30)  # a wait with a deadline keeps the shim awake
+        async with asyncio.timeout(patient(60)):
             return await self.client.call(SERVICE, method, request, answer, timeout=timeout)
 
     async def create(
@@ -105,7 +106,7 @@ class Shim:
 
 def ask(path: Path, request: ForkRequest) -> ForkAnswer:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
-        peer.settimeout(20)
+        peer.settimeout(patient(20))
         peer.connect(str(path))
         peer.send(request.encode())
         return ForkAnswer.decode(peer.recv(1 << 16))
@@ -124,7 +125,7 @@ async def fork_server(path: Path, program: tuple[str, ...] = _FORK_SERVER) -> As
         yield server
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(patient(10))
 
 
 def _accepts(path: Path) -> bool:
@@ -149,7 +150,7 @@ async def running_shim(
         assert answer.error == ""
         shim.pid = answer.pid
         pidfd = os.pidfd_open(shim.pid)
-        shim.client = await Client.connect(f"unix://{path}/s/sock", 10)
+        shim.client = await Client.connect(f"unix://{path}/s/sock", patient(10))
         try:
             yield shim
         finally:
@@ -161,7 +162,7 @@ async def running_shim(
             gone = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
             try:
-                await asyncio.wait_for(gone, 15)
+                await asyncio.wait_for(gone, patient(15))
             finally:
                 asyncio.get_running_loop().remove_reader(pidfd)
                 os.close(pidfd)

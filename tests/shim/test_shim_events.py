@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
+from patience import patient
 from shim_world import running_shim
 
 from orlop.api.events import task_pb2
@@ -63,12 +64,12 @@ async def test_what_happens_while_the_daemon_is_away_is_told_once_when_it_is_bac
         async with first.listening(path):
             await shim.create("sh", "-c", "sleep 1; exit 6")
             await shim.call("Start")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patient(20)):
                 while len(first.came) < 2:  # noqa: ASYNC110 - nothing tells of both
                     await asyncio.sleep(0.01)
         await shim.call("Wait")
         await later.enter_async_context(second.listening(path))  # until the shim has ended
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             await second.exited.wait()
     assert [topic for topic, _ in first.came] == ["/tasks/create", "/tasks/start"]
     assert [topic for topic, _ in second.came] == ["/tasks/exit", "/tasks/delete"]
@@ -88,7 +89,7 @@ async def test_execs_that_die_with_init_are_told_of_before_it(tmp_path: Path) ->
         await shim.call("Kill", signal=9)
         await shim.call("Wait")
         await shim.call("Delete")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while daemon.came[-1][0] != "/tasks/delete":  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
     exits = [task_pb2.TaskExit.FromString(event).id for topic, event in daemon.came if topic == "/tasks/exit"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import oci_runtime
 import pytest
+from patience import patient
 from shim_world import SERVICE, Shim, fork_server, running_shim
 from test_shim_events import Daemon
 
@@ -41,7 +42,7 @@ def worker_of(shim: Shim) -> int:
 
 
 async def asleep(shim: Shim) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while worker_of(shim):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
 
@@ -51,7 +52,7 @@ async def gone(pid: int) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(process, ended.set)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             await ended.wait()
     finally:
         asyncio.get_running_loop().remove_reader(process)
@@ -61,7 +62,7 @@ async def gone(pid: int) -> None:
 def clear_away(shim: Shim) -> None:
     """What a daemon does about a container whose shim is gone."""
     command = [oci_runtime.chosen().name, "--root", str(shim.path / "runc" / "test"), "delete", "--force", shim.id]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=patient(60))
 
 
 async def test_a_shim_that_slept_knows_its_container_and_execs(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ async def test_who_waits_is_told_of_an_exit_that_came_while_the_shim_slept(tmp_p
     async with running_shim(tmp_path, ttrpc_address=str(path)) as shim, daemon.listening(path):
         pid = (await shim.create("sleep", "1000")).pid
         await shim.call("Start")
-        other = await Client.connect(f"unix://{tmp_path}/s/sock", 10)
+        other = await Client.connect(f"unix://{tmp_path}/s/sock", patient(10))
         waits = [asyncio.create_task(shim.call("Wait")) for _ in range(3)]
         request = api.WaitRequest(id="one")
         waits.append(asyncio.create_task(other.call(SERVICE, "Wait", request, api.WaitResponse)))
@@ -150,7 +151,7 @@ async def test_a_kill_for_want_of_memory_wakes_the_shim_and_is_told(tmp_path: Pa
         await shim.call("Start")
         await asleep(shim)
         fifo.write_text("go\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while "/tasks/oom" not in [topic for topic, _ in daemon.came]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (await shim.call("State")).status == 2
@@ -206,10 +207,10 @@ async def test_half_a_request_keeps_the_worker_until_it_is_whole(tmp_path: Path)
         payload = Request(service=SERVICE, method="State", payload=api.StateRequest(id="one").SerializeToString())
         frame = HEADER.pack(payload.ByteSize(), 1, REQUEST, 0) + payload.SerializeToString()
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(patient(20))
             client.connect(str(tmp_path / "s" / "sock"))
             client.send(frame[:17])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patient(20)):
                 while not worker_of(shim):  # noqa: ASYNC110 - nothing tells of it
                     await asyncio.sleep(0.01)
             worker = worker_of(shim)
@@ -228,7 +229,7 @@ async def test_a_terminal_keeps_its_worker(tmp_path: Path) -> None:
         await shim.create("sh", "-c", "echo ready; exec sleep 1000", terminal=True, stdout=stdout)
         worker = worker_of(shim)
         await shim.call("Start")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while not os.path.exists(stdout) or b"ready" not in Path(stdout).read_bytes():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # time to do the wrong thing
@@ -281,6 +282,6 @@ async def test_who_connects_to_the_fork_server_and_says_nothing_leaves_no_proces
             assert answer.pid == 0
             assert answer.error != ""
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while children.read_text():  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)

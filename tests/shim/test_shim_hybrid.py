@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patient
 
 from orlop.shim import hybrid
 
@@ -45,12 +46,12 @@ def test_only_the_controllers_are_hidden_and_all_other_mounts_stay_shared(tmp_pa
     for name in ("in", "out"):
         (tmp_path / name).mkdir()
     command = [*HOST, sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/var/tmp")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), cwd="/var/tmp")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_process_without_the_privilege_is_told() -> None:
     script = "from orlop.shim import hybrid\nwith hybrid.without_controllers(): pass"
     dropped = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", script]
-    done = subprocess.run(dropped, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(dropped, capture_output=True, text=True, timeout=patient(60))
     assert "PermissionError: [Errno 1] Operation not permitted: 'unshare'" in done.stderr

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from patience import patient
 from shim_world import Shim, running_shim
 
 from orlop.errors import NotFound, OrlopError, Unknown
@@ -35,7 +36,7 @@ def children(pid: int) -> list[int]:
 
 async def until_children(shim: Shim, number: int) -> None:
     """Waits until the shim has `number` children, living or not yet reaped; nothing tells of that."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while len(children(shim.pid)) != number:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

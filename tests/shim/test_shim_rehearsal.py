@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patient
 
 _PROGRAM = """
 import ctypes, json, logging, os, signal, sys
@@ -36,7 +37,11 @@ print(json.dumps([before, state()]))
 
 def _rehearse(directory: Path) -> tuple[list[dict[str, object]], str]:
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(directory)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", _PROGRAM, str(directory)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=patient(60),
     )
     return json.loads(done.stdout), done.stderr
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from patience import patient
 from shim_world import Shim, running_shim
 
 from orlop.errors import NotFound, OrlopError
@@ -30,7 +31,7 @@ def reading(path: Path) -> int:
 async def read_until(descriptor: int, wanted: bytes) -> bytes:
     """What comes until it holds `wanted`."""
     got = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while wanted not in got:
             try:
                 got += os.read(descriptor, 65536)
@@ -74,7 +75,7 @@ async def test_a_container_waits_for_an_absent_reader_and_the_shim_does_not(tmp_
         assert (await shim.call("State")).status == 2  # RUNNING: a pipe holds 64 KiB of the 300
         reader = reading(tmp_path / "out")
         got = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while got < 300 << 10:
                 try:
                     got += len(os.read(reader, 1 << 20))

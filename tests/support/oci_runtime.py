@@ -18,4 +18,4 @@ def chosen() -> host.OciRuntime:
 def configuration() -> str:
     """What a daemon's configuration needs for it; empty where nothing is chosen."""
     choice = os.environ.get(VARIABLE)
-    return f'version = 4\n[plugins."io.containerd.runtime.v2.task"]\noci_runtime = "{choice}"\n' if choice else ""
+    return f'[plugins."io.containerd.runtime.v2.task"]\noci_runtime = "{choice}"\n' if choice else ""

@@ -13,6 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import busybox_image
 import oci_runtime
+import patience
+from patience import patient
 
 IMAGE = busybox_image.NAME
 
@@ -34,9 +36,10 @@ class Daemon:
     def start(self) -> None:
         """Starts the daemon and waits until it answers."""
         log = (self.work / "log").open("ab")
-        if (text := oci_runtime.configuration()) and "--config" not in self.arguments:
-            config = self.work / "oci-runtime.toml"
-            config.write_text(text)
+        text = oci_runtime.configuration() + patience.configuration()
+        if text and "--config" not in self.arguments:
+            config = self.work / "test-host.toml"
+            config.write_text(f"version = 4\n{text}")
             self.arguments += ["--config", str(config)]
         self.process = subprocess.Popen(
             [
@@ -52,7 +55,7 @@ class Daemon:
 
     def await_answer(self) -> None:
         assert self.process is not None
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         while subprocess.run(["ctr", "-a", self.address, "version"], capture_output=True).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon does not answer:\n{self.log()}")
@@ -61,7 +64,7 @@ class Daemon:
         """Ends the daemon; returns its exit status. Containers go on."""
         assert self.process is not None
         self.process.send_signal(signal_)
-        return self.process.wait(30)
+        return self.process.wait(patient(30))
 
     def log(self) -> str:
         return (self.work / "log").read_text(errors="replace")[-6000:]
@@ -79,7 +82,7 @@ class Daemon:
             [program, "-a", self.address, "-n", self.namespace, *map(str, arguments)],
             input=stdin,
             capture_output=True,
-            timeout=timeout,
+            timeout=patient(timeout),
             env=os.environ | {"CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "1"},
         )
         result = subprocess.CompletedProcess(
@@ -99,7 +102,7 @@ class Daemon:
 
     def in_namespace(self, namespace: str, *arguments: str) -> list[str]:
         command = ["ctr", "-a", self.address, "-n", namespace, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()
+        return subprocess.run(command, capture_output=True, text=True, timeout=patient(60)).stdout.split()
 
 
 @dataclass

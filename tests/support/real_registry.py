@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from patience import patient
+
 USER, PASSWORD = "user", "open sesame"
 _HTPASSWD = "user:$2b$04$z6.Cxaiefi2L0EDQ7MzRieSgBhvreChgls1oP2KFE14Jz4UhmCD7q\n"
 """The two, as the registry wants them: hashed by bcrypt."""
@@ -127,12 +129,12 @@ def serve(
         yield Registry(address, work, process)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(patient(20))
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], work: Path) -> None:
     host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while True:
         try:
             socket.create_connection((host, int(port))).close()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from patience import patient
 from real_daemon import Daemon
 
 from orlop.runtime.shims import socket_path
@@ -62,7 +63,7 @@ def descriptors(daemon: Daemon) -> list[str]:
 def await_no_traces(daemon: Daemon, ids: Iterable[str]) -> None:
     """Waits for a while: shims and cgroups go a little after the call that ends them."""
     ids = list(ids)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while left := traces(daemon, ids):
         assert time.monotonic() < deadline, f"left: {left}\n{daemon.log()}"
         time.sleep(0.05)
