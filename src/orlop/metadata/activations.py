@@ -119,7 +119,7 @@ class Activations:
             _forget(connection, row)
             return row
 
-        self._db.read(find)  # the usual case, no such activation, writes nothing
+        self._db.look(find)  # the usual case, no such activation, writes nothing
         gone = await self._db.write(change, frees=True)
         faults.point("mounts.deactivate.recorded")
         await asyncio.shield(self._release(gone))

@@ -34,7 +34,7 @@ class ContainerStore:
         self._publisher = publisher
 
     async def get(self, scope: Scope, id: str) -> Container:
-        container = self._db.read(lambda connection: _find(connection, scope.namespace, id))
+        container = self._db.look(lambda connection: _find(connection, scope.namespace, id))
         if container is None:
             raise NotFound(f'container "{id}" in namespace "{scope.namespace}"')
         return container

@@ -55,7 +55,7 @@ class NamespacedContent:
 
     async def info(self, scope: Scope, digest: str) -> ContentInfo:
         """Raises NotFound. Any text may be asked for: what is no digest is not found."""
-        return self._db.read(lambda connection: _require(connection, scope.namespace, digest))
+        return self._db.look(lambda connection: _require(connection, scope.namespace, digest))
 
     async def update(self, scope: Scope, info: ContentInfo, fields: Sequence[str] | None) -> ContentInfo:
         """Replaces all labels, or with `fields` those that it names; a label without a value goes."""
@@ -129,7 +129,7 @@ class NamespacedContent:
 
     async def status(self, scope: Scope, ref: str) -> IngestStatus:
         """Raises NotFound."""
-        row = self._db.read(lambda connection: _ingest_row(connection, scope.namespace, ref))
+        row = self._db.look(lambda connection: _ingest_row(connection, scope.namespace, ref))
         if row is None:
             raise NotFound(f"reference {ref}")
         return replace(await self._backend.status(_backend_ref(scope.namespace, row, ref)), ref=ref)

@@ -135,9 +135,15 @@ class Database:
             return query(reader)
         finally:
             reader.execute("COMMIT")
-            if self._closed:  # while this read went on, so that `close` had to leave the reader alone
-                with contextlib.suppress(apsw.ThreadingViolationError, apsw.BusyError):
-                    reader.close()
+            self._let_go(reader)
+
+    def look(self, query: Change[T]) -> T:
+        """As `read`, for a query of a single statement, which needs no transaction to be consistent in itself."""
+        reader = self._reader()
+        try:
+            return query(reader)
+        finally:
+            self._let_go(reader)
 
     def close(self) -> None:
         """Finishes what is queued, checkpoints and closes. Reads and writes after it raise Unavailable."""
@@ -253,19 +259,27 @@ class Database:
     # Reading.
 
     def _reader(self) -> apsw.Connection:
+        reader: apsw.Connection | None = getattr(self._readers, "connection", None)
+        return self._new_reader() if reader is None or self._closed else reader
+
+    def _new_reader(self) -> apsw.Connection:
         with self._lock:
             if self._closed:
                 raise Unavailable(f"database {self.path} is closed")
-            reader: apsw.Connection | None = getattr(self._readers, "connection", None)
-            if reader is None:
-                reader = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
-                reader.set_busy_timeout(5000)
-                reader.pragma("query_only", True)
-                reader.pragma("wal_autocheckpoint", 0)
-                reader.pragma("trusted_schema", False)
-                self._readers.connection = reader
-                self._all_readers.add(reader)
+            reader = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+            reader.set_busy_timeout(5000)
+            reader.pragma("query_only", True)
+            reader.pragma("wal_autocheckpoint", 0)
+            reader.pragma("trusted_schema", False)
+            self._readers.connection = reader
+            self._all_readers.add(reader)
             return reader
+
+    def _let_go(self, reader: apsw.Connection) -> None:
+        """Closes `reader` if the database was closed while it was in use, so that `close` had to leave it alone."""
+        if self._closed:
+            with contextlib.suppress(apsw.ThreadingViolationError, apsw.BusyError):
+                reader.close()
 
     # Writing: everything below runs in the writer's thread.
 

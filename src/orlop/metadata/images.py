@@ -39,7 +39,7 @@ class ImageStore:
         self.collect: Callable[[], Awaitable[None]] = _nothing
 
     async def get(self, scope: Scope, name: str) -> Image:
-        return self._db.read(lambda connection: _require(connection, scope.namespace, name))
+        return self._db.look(lambda connection: _require(connection, scope.namespace, name))
 
     async def list(self, scope: Scope, filters: Sequence[str] = ()) -> list[Image]:
         """The images that match, by name."""

@@ -29,7 +29,7 @@ class NamespaceStore:
 
     async def get(self, name: str) -> Namespace:
         """Never fails: an unknown name has no labels."""
-        found = self._db.read(lambda connection: _labels_of(connection, name))
+        found = self._db.look(lambda connection: _labels_of(connection, name))
         return Namespace(name, found or {})
 
     async def list(self) -> list[Namespace]:

@@ -205,7 +205,7 @@ class NamespacedSnapshots:
         return driver
 
     def _get(self, scope: Scope, snapshotter: str, key: str) -> SnapshotRecord:
-        return self._db.read(
+        return self._db.look(
             lambda connection: rows.require(
                 connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist"
             )
@@ -223,7 +223,7 @@ class NamespacedSnapshots:
             leases.join(connection, scope, f"snapshots/{snapshotter}", name)
             return True
 
-        return self._db.read(is_there) and await self._db.write(join, durable=scope.lasts)
+        return self._db.look(is_there) and await self._db.write(join, durable=scope.lasts)
 
     async def _new_row(self) -> int:
         """One that was never given before. Many are taken at once: each time, the disk must have heard of it."""
@@ -256,11 +256,11 @@ class NamespacedSnapshots:
         for name, what in ((target, f'target snapshot "{target}"'), (new.name, f'snapshot "{new.name}"')):
             if name and await self._rely_on(scope, snapshotter, name):
                 raise AlreadyExists(what)
-        above = self._db.read(lambda connection: rows.parent_backend(connection, scope, snapshotter, new.parent))
+        above = self._db.look(lambda connection: rows.parent_backend(connection, scope, snapshotter, new.parent))
         if not new.name:
             raise Unknown("bucket name required")
         # Before any work; the record that is made at last asks for both once more.
-        self._db.read(lambda connection: leases.require(connection, scope))
+        self._db.look(lambda connection: leases.require(connection, scope))
         row = await self._new_row()
         backend = f"{scope.namespace}/{row}/{new.name}"
         make = driver.view if new.kind is Kind.VIEW else driver.prepare
@@ -323,7 +323,7 @@ class NamespacedSnapshots:
         labels_: dict[str, str],
         parent: str,
     ) -> None:
-        if not self._db.read(lambda connection: rows.has_any(connection, scope, snapshotter)):
+        if not self._db.look(lambda connection: rows.has_any(connection, scope, snapshotter)):
             raise NotFound(f'can not find snapshotter "{snapshotter}"')
         if not name:
             raise Unknown("bucket name required")
