@@ -2,9 +2,9 @@
 
 One thread owns the only connection that writes and checkpoints (SQLite before 3.51.3 can lose pages otherwise, and a
 second writer would only wait). Changes that are asked for at the same time share one transaction, and so one sync:
-each runs in a savepoint of its own, so that a change that fails undoes itself alone. A change that a loss of power may
-take back waits for no sync: it lasts with the next one that does, as all are in one log. Readers have a connection a
-thread, `query_only`, and never wait for the writer.
+each then runs in a savepoint of its own, so that a change that fails undoes itself alone. A change that a loss of
+power may take back waits for no sync: it lasts with the next one that does, as all are in one log. Readers have a
+connection a thread, `query_only`, and never wait for the writer.
 
 A full disk fails the change that needs room and no other; changes that free something may use the reserve. An
 input/output error is final: the kernel drops dirty pages after it has told of them once, so that a second try would
@@ -355,13 +355,15 @@ class Database:
         done: list[_Request] = []
         durable = any(request.lasts for request in group)
         self._demand(self._writer, durable=durable)
+        alone = len(group) == 1
         self._writer.execute("BEGIN IMMEDIATE")
         for request in group:
             try:
-                self._apply(request)
+                self._apply(request, alone)
             except BaseException as error:
                 if _is_full(error) or isinstance(error, _DAMAGED) or not self._writer.in_transaction:
                     raise
+                self._writer.execute("ROLLBACK; BEGIN" if alone else "ROLLBACK TO change; RELEASE change")
                 failed.append((request, error))
             else:
                 done.append(request)
@@ -376,16 +378,14 @@ class Database:
         for request, reason in failed:
             request.future.set_exception(reason)
 
-    def _apply(self, request: _Request) -> None:
+    def _apply(self, request: _Request, alone: bool) -> None:
         before = self._writer.total_changes()
-        self._writer.execute("SAVEPOINT change")
-        try:
+        if alone:
             request.result = request.change(self._writer)
-        except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK TO change; RELEASE change")
-            raise
-        self._writer.execute("RELEASE change")
+        else:
+            self._writer.execute("SAVEPOINT change")
+            request.result = request.change(self._writer)
+            self._writer.execute("RELEASE change")
         request.has_changed = self._writer.total_changes() != before
 
     def _tell(self, done: list[_Request]) -> None:
