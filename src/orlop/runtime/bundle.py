@@ -85,12 +85,13 @@ class Bundle:
         return Bootstrap(2, address)
 
     def write_bootstrap(self, bootstrap: Bootstrap, binary: str) -> None:
-        _write(self.path / BINARY_FILE, binary.encode(), 0o600)
+        path = str(self.path)
+        _write(path, BINARY_FILE, binary.encode(), 0o600)
         faults.point("runtime.bundle.binary")
-        _write(self.path / BOOTSTRAP_FILE, msgspec.json.encode(bootstrap), 0o644)
+        _write(path, BOOTSTRAP_FILE, msgspec.json.encode(bootstrap), 0o644)
 
     def write_sandbox(self, id: str) -> None:
-        _write(self.path / SANDBOX_FILE, id.encode(), 0o600)
+        _write(str(self.path), SANDBOX_FILE, id.encode(), 0o600)
 
     def sandbox(self) -> str:
         """The id of the sandbox whose shim serves this bundle; empty if it has one of its own."""
@@ -113,7 +114,7 @@ class Bundle:
 
     def mark_as_remains(self) -> None:
         """Notes that the container is over for everybody who knows it, and still has to be deleted."""
-        _write(self.path / REMAINS_FILE, b"", 0o600)
+        _write(str(self.path), REMAINS_FILE, b"", 0o600)
 
     @property
     def is_remains(self) -> bool:
@@ -122,15 +123,15 @@ class Bundle:
     def remove(self) -> None:
         """Unmounts the root file system and removes both directories. What is gone already is no error."""
         self.remove_rootfs()
-        for directory in (self.path, self.work):
-            aside = directory.with_name(f".{self.id}")
-            remove_tree(aside)
+        for directory in (str(self.path), str(self.work)):
+            parent, _, name = directory.rpartition("/")
+            aside = f"{parent}/.{name}"
             with contextlib.suppress(FileNotFoundError):
-                directory.rename(aside)
+                _rename(directory, aside)
             faults.point("runtime.bundle.aside")
             remove_tree(aside)
             with contextlib.suppress(OSError):
-                directory.parent.rmdir()
+                os.rmdir(parent)
 
     def remove_rootfs(self) -> None:
         """Unmounts and removes it. Not by tree: if a mount is still there, nothing below it may be touched."""
@@ -158,14 +159,11 @@ class Bundles:
     def create(self, namespace: str, id: str, spec: bytes | None) -> Bundle:
         """A new bundle with `spec` as `config.json`. Raises AlreadyExists if there is one; a failure leaves nothing."""
         bundle = self.at(namespace, id)
-        remove_tree(bundle.path.with_name(f".{id}"))
-        remove_tree(bundle.work.with_name(f".{id}"))
         try:
-            _make_in_namespace(bundle.path, 0o700)
+            _make_in_namespace(str(bundle.path), 0o700)
         except FileExistsError:
             raise AlreadyExists(f"bundle {bundle.path}") from None
         try:
-            remove_tree(bundle.work)
             self._fill(bundle, spec)
         except BaseException:
             bundle.remove()
@@ -173,18 +171,21 @@ class Bundles:
         return bundle
 
     def _fill(self, bundle: Bundle, spec: bytes | None) -> None:
+        path, work = str(bundle.path), str(bundle.work)
         group = _mapped_group(spec)
         if group is not None:
-            os.chown(bundle.path, -1, group)
-            bundle.path.chmod(0o710)
-        bundle.rootfs.mkdir(_PARENT_MODE)
-        bundle.rootfs.chmod(_PARENT_MODE)
-        _make_in_namespace(bundle.work, _PARENT_MODE)
-        bundle.work.chmod(_PARENT_MODE)
-        (bundle.path / "work").symlink_to(bundle.work)
-        os.mkfifo(bundle.log, 0o700)
+            os.chown(path, -1, group)
+            os.chmod(path, 0o710)  # noqa: S103
+        _make(f"{path}/rootfs", _PARENT_MODE)
+        try:
+            _make_in_namespace(work, _PARENT_MODE)
+        except FileExistsError:
+            remove_tree(work)  # of a bundle that a crash has taken away before it
+            _make_in_namespace(work, _PARENT_MODE)
+        os.symlink(work, f"{path}/work")
+        os.mkfifo(f"{path}/log", 0o700)
         if spec is not None:
-            _write(bundle.path / "config.json", spec, 0o600)
+            _write(path, "config.json", spec, 0o600)
         faults.point("runtime.bundle.created")
 
     def walk(self) -> Iterator[Bundle]:
@@ -192,7 +193,7 @@ class Bundles:
         for parent in _directories(self._state):
             for path in _directories(parent):
                 if path.name.startswith("."):
-                    remove_tree(path)
+                    remove_tree(str(path))
                     continue
                 try:
                     bundle = self.at(parent.name, path.name)
@@ -208,19 +209,19 @@ class Bundles:
         for parent in _directories(self._root):
             for path in _directories(parent):
                 if (parent.name, path.name) not in known:
-                    remove_tree(path)
+                    remove_tree(str(path))
 
 
-def remove_tree(path: Path) -> None:
+def remove_tree(path: str) -> None:
     """Removes a directory and all below it, but nothing of another file system. Absent is fine."""
     try:
         root = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(root.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     files: list[str] = []
-    directories = [str(path)]
+    directories = [path]
     for directory in directories:  # it grows meanwhile; all is looked at before anything is removed
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -265,23 +266,44 @@ def _read(path: Path) -> bytes:
         return file.read(_LIMIT)
 
 
-def _make_in_namespace(path: Path, mode: int) -> None:
+def _make(path: str, mode: int) -> None:
+    """Makes a directory of exactly `mode`, whatever the umask."""
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+
+
+def _make_in_namespace(path: str, mode: int) -> None:
     """Makes a directory in that of its namespace, which whoever removes the last bundle of the namespace may remove."""
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            # Not by `exist_ok`: that raises if the directory goes between two looks at it, as if `path` were there.
-            with contextlib.suppress(FileExistsError):
-                path.parent.mkdir(_PARENT_MODE, parents=True)
-            path.parent.chmod(_PARENT_MODE)
-            path.mkdir(mode)
+        try:
+            _make(path, mode)
             return
+        except FileNotFoundError:
+            parent = os.path.dirname(path)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # others make and remove it, too
+                os.makedirs(parent)
+                os.chmod(parent, _PARENT_MODE)
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def _rename(directory: str, aside: str) -> None:
+    """Moves `directory` to where an earlier removal may have left something."""
+    try:
+        os.rename(directory, aside)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_tree(aside)
+        os.rename(directory, aside)
+
+
+def _write(directory: str, name: str, data: bytes, mode: int) -> None:
     """Whole or not at all: written aside and renamed."""
-    aside = path.with_name(f".{path.name}")
+    aside = f"{directory}/.{name}"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-    aside.rename(path)
+    try:
+        os.fchmod(descriptor, mode)
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+    os.rename(aside, f"{directory}/{name}")
