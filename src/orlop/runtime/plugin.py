@@ -89,6 +89,7 @@ async def _shims(context: InitContext) -> Any:
 
 async def _tasks(context: InitContext) -> Any:
     from orlop.runtime import host
+    from orlop.runtime.cgroup_moves import SIGNS, CgroupMoves
     from orlop.runtime.names import ShimBinaries
     from orlop.runtime.tasks import TaskManager
 
@@ -104,7 +105,11 @@ async def _tasks(context: InitContext) -> Any:
     context.meta.exports["log-uri-schemes"] = "fifo,binary,binary-v2,file"
     runtime_root = str(context.daemon.state / "runc")
     mounts = context.get(PluginType.MOUNT_MANAGER)
-    manager = TaskManager(metadata.containers, metadata.content, shims, runtime, runtime_root, mounts=mounts)
+    moves = CgroupMoves()
+    moves.follow(context.get(PluginType.EVENT).subscribe(SIGNS))
+    manager = TaskManager(
+        metadata.containers, metadata.content, shims, runtime, runtime_root, mounts=mounts, moves=moves
+    )
     context.closing.append(manager.close)
     await manager.load_existing()
     return manager
@@ -160,7 +165,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
         PluginType.RUNTIME,
         "task",
         _tasks,
-        (PluginType.SHIM, PluginType.MOUNT_MANAGER, PluginType.WARNING, PluginType.METADATA),
+        (PluginType.SHIM, PluginType.MOUNT_MANAGER, PluginType.WARNING, PluginType.METADATA, PluginType.EVENT),
         TaskConfig,
     ),
 )

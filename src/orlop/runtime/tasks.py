@@ -32,6 +32,7 @@ from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host, idmaps
 from orlop.runtime.bundle import Bundle
+from orlop.runtime.cgroup_moves import CgroupMoves
 from orlop.runtime.checkpoint import store_checkpoint, unpack_checkpoint
 from orlop.runtime.host import OciRuntime
 from orlop.runtime.names import ShimBinary, binary_name
@@ -74,18 +75,21 @@ class TaskManager:
         runtime_root: str = "",
         *,
         mounts: MountManager | None = None,
+        moves: CgroupMoves | None = None,
     ) -> None:
         self._containers = containers
         self._content = content
         self._shims = shims
         self._defaults = Defaults(runtime or OciRuntime("runc"), runtime_root)
         self._mounts = RootMounts(mounts)
+        self._moves = moves or CgroupMoves()
         self.sandboxes: Sandboxes | None = None
         """Set where there is a sandbox controller."""
         self._busy: set[tuple[str, str]] = set()
         self._owner = Owner()
 
     async def create(self, scope: Scope, new: NewTask) -> int:
+        self._moves.expect()
         container = await self._containers.get(scope, new.container_id)
         restore = restore_path(new, runc_options(new.options, container.runtime.name))
         old = self._shims.find(scope.namespace, container.id)
@@ -267,6 +271,7 @@ class TaskManager:
     async def exec(self, scope: Scope, container_id: str, exec_id: str, spec: Typed | None, io: IO) -> None:
         if not exec_id:
             raise InvalidArgument.verbatim("exec id cannot be empty")
+        self._moves.expect()
         shim = await self._shim(scope, container_id)
         try:
             identifiers.validate(exec_id)
@@ -384,6 +389,7 @@ class TaskManager:
 
     async def close(self) -> None:
         """Finishes the deletions under way, unless a shim does not answer. Tasks run on."""
+        await self._moves.close()
         await self._owner.drain(CLOSE_TIMEOUT)
 
     async def _shim(self, scope: Scope, container_id: str) -> Shim:

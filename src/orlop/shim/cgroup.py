@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 
@@ -39,6 +40,17 @@ class Cgroup:
     def exists(self) -> bool:
         directories = [self.unified] if self.unified else self.controllers.values()
         return any(os.path.isdir(directory) for directory in directories)
+
+
+def own_procs() -> str:
+    """The path of the `cgroup.procs` of a cgroup that this process is in. Raises OSError if none can be seen."""
+    unified, hierarchies = _hierarchies()
+    for line in os.fsdecode(files.read("/proc/self/cgroup")).splitlines():
+        _, names, path = line.split(":", 2)
+        hierarchy = hierarchies.get(names.split(",")[0]) if names else unified
+        if hierarchy is not None and ".." not in path.split("/"):
+            return os.path.join(_below(hierarchy, path), "cgroup.procs")
+    raise FileNotFoundError(errno.ENOENT, "no cgroup of this process is mounted", "/proc/self/cgroup")
 
 
 def _hierarchies() -> tuple[tuple[str, str] | None, dict[str, tuple[str, str]]]:
