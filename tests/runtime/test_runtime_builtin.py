@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from patience import patient
 from runtime_world import SCOPE, World, world
+from traces import spares_of
 
 from orlop.api.events.task_pb2 import TaskExit
 from orlop.core.event import Envelope
@@ -89,6 +91,54 @@ async def test_a_killed_fork_server_is_started_again_and_its_shims_live_on() -> 
             await here.tasks.kill(SCOPE, "first", signal=9)
             await here.tasks.wait(SCOPE, "first")
             await here.tasks.delete(SCOPE, "first")
+
+
+async def spare_of(server: ForkServer) -> int:
+    """The shim that nothing has been asked of."""
+    assert server._process is not None
+    async with asyncio.timeout(20):
+        while True:
+            if len(spares := spares_of(server._process.pid)) == 1:
+                return spares[0]
+            await asyncio.sleep(0.005)
+
+
+async def test_the_next_shim_is_there_before_it_is_needed() -> None:
+    with place() as directory, fork_server(directory) as forks:
+        await forks.start()
+        async with world(directory, forks=forks) as here:
+            here.add("sleeps", "sleep", "1000", runtime=RUNC)
+            spare = await spare_of(forks)
+            await here.tasks.create(SCOPE, NewTask("sleeps"))
+            shim = here.shims.find("test", "sleeps")
+            assert shim is not None
+            assert shim.pid == spare
+            assert await spare_of(forks) != spare
+            await here.tasks.start(SCOPE, "sleeps")
+            await here.tasks.kill(SCOPE, "sleeps", signal=9)
+            await here.tasks.wait(SCOPE, "sleeps")
+            await here.tasks.delete(SCOPE, "sleeps")
+
+
+async def test_a_spare_shim_that_is_gone_is_no_loss() -> None:
+    with place() as directory, fork_server(directory) as forks:
+        await forks.start()
+        async with world(directory, forks=forks) as here:
+            here.add("after", "true", runtime=RUNC)
+            os.kill(await spare_of(forks), signal.SIGKILL)
+            await run_once(here, "after", 0)
+
+
+async def test_a_stopped_fork_server_leaves_no_spare_shim() -> None:
+    with place() as directory:
+        forks = ForkServer(directory / "f")
+        await forks.start()
+        spare = os.pidfd_open(await spare_of(forks))
+        try:
+            await forks.stop()
+            assert select.select([spare], [], [], 20)[0]
+        finally:
+            os.close(spare)
 
 
 async def test_a_shim_that_is_killed_is_cleared_away() -> None:

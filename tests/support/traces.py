@@ -35,17 +35,42 @@ def traces(daemon: Daemon, ids: Iterable[str]) -> dict[str, list[str]]:
 
 
 def shims_of(work: str) -> list[int]:
-    """Processes that work in a bundle below `work`; the fork server does not."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                directory = os.readlink(entry / "cwd")
-            except OSError:
-                continue
-            if directory.startswith(work) and "io.containerd.runtime.v2.task" in directory:
-                found.append(int(entry.name))
-    return found
+    """The shims that have a container or had one, of a daemon whose fork server's socket is below `work`."""
+    own = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_shim(entry, work)]
+    workers = {worker for shim in own for worker in _children(shim) if worker in own}
+    spares = {shim for shim in own if any(_is_idle(worker) for worker in _children(shim) if worker in workers)}
+    return [shim for shim in own if shim not in workers | spares]
+
+
+def spares_of(forkserver: int) -> list[int]:
+    """The shims of a fork server that nothing has been asked of."""
+    return [
+        shim
+        for shim in _children(forkserver)
+        if any(_is_shim(Path(f"/proc/{worker}")) and _is_idle(worker) for worker in _children(shim))
+    ]
+
+
+def _is_shim(process: Path, work: str = "") -> bool:
+    try:
+        return (process / "comm").read_text() == "orlop-shim\n" and work in (process / "cmdline").read_text()
+    except OSError:
+        return False
+
+
+def _is_idle(worker: int) -> bool:
+    """Whether a shim's worker has not gone to a bundle yet."""
+    try:
+        return os.readlink(f"/proc/{worker}/cwd") == "/"
+    except OSError:
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def descriptors(daemon: Daemon) -> list[str]:

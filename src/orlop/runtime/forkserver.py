@@ -1,6 +1,7 @@
 """The daemon's end of the fork server: asks it for shims, and starts it anew when it is gone or hangs.
 
-The fork server outlives the daemon; it is found again by its socket.
+The fork server outlives the daemon; it is found again by its socket. It forks when somebody connects, so a connection
+that nothing is asked on yet is a spare shim: one is kept, and the next container need not wait for a fork.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class ForkServer:
         self._path = path
         self._lock = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._spare: socket.socket | None = None
+        self._is_stopped = False
 
     async def fork(self, bundle: Bundle, group: str, socket: str, settings: ShimSettings) -> int:
         """The pid of a new shim that listens on `socket`.
@@ -55,16 +58,12 @@ class ForkServer:
             debug=settings.debug,
             environment=tuple(pair.partition("=")[::2] for pair in settings.environment),
         )
-        async with self._lock:
-            try:
-                answer = await asyncio.to_thread(self._ask, request)
-            except (OSError, ValueError) as error:
-                log.info("the fork server does not answer (%s): it is started", error)
-                await asyncio.to_thread(self._restart)
-                try:
-                    answer = await asyncio.to_thread(self._ask, request)
-                except (OSError, ValueError) as second:
-                    raise Unavailable(f"fork server {self._path}: {second}") from None
+        try:
+            answer = await self._ask(self._take(), request)
+        except (OSError, ValueError) as error:
+            log.debug("the fork server: %s", error)
+            answer = await self._ask_again(request)
+        self._keep_spare()
         if answer.error:
             raise Unknown(answer.error)
         return int(answer.pid)
@@ -72,43 +71,76 @@ class ForkServer:
     async def start(self) -> None:
         """Starts it if it does not run, so that the first container need not wait."""
         async with self._lock:
-            if not await asyncio.to_thread(self._accepts):
-                await asyncio.to_thread(self._restart)
+            self._keep_spare()
+            if self._spare is None:
+                self._spare = await asyncio.to_thread(self._restart)
 
     async def stop(self) -> None:
-        """Ends it; the shims that it made go on."""
+        """Ends it and the spare shim; the other shims that it made go on."""
+        self._is_stopped = True
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await asyncio.to_thread(_let_go, spare)
         async with self._lock:
             await asyncio.to_thread(self._signal, signal.SIGTERM)
             if self._process is not None:
                 await asyncio.to_thread(self._process.wait)
                 self._process = None
 
-    def _ask(self, request: ForkRequest) -> ForkAnswer:
-        with self._connect() as sock:
-            sock.sendall(request.encode())
-            data = sock.recv(_ANSWER_LIMIT)
-        if not data:
-            raise ConnectionResetError("no answer")
-        return ForkAnswer.decode(data)
+    def _take(self) -> socket.socket:
+        """A connection that nothing is asked on yet. Raises OSError."""
+        spare, self._spare = self._spare, None
+        return spare or self._connect(0)
 
-    def _connect(self) -> socket.socket:
+    def _keep_spare(self) -> None:
+        if self._spare is None and not self._is_stopped:
+            self._spare = self._connected()  # without one the next shim is waited for
+
+    async def _ask(self, connection: socket.socket, request: ForkRequest) -> ForkAnswer:
+        """What a shim answers on `connection`, which is closed. Raises OSError and ValueError."""
+        loop = asyncio.get_running_loop()
+        with connection:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await loop.sock_sendall(connection, request.encode())
+                return _answer_of(await loop.sock_recv(connection, _ANSWER_LIMIT))
+
+    async def _ask_again(self, request: ForkRequest) -> ForkAnswer:
+        """Asks in turn, and starts the server where it does not answer. Raises Unavailable."""
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(self._ask_new, request)
+            except (OSError, ValueError) as error:
+                log.info("the fork server does not answer (%s): it is started", error)
+            connection = await asyncio.to_thread(self._restart)
+            try:
+                return await self._ask(connection, request)
+            except (OSError, ValueError) as error:
+                raise Unavailable(f"fork server {self._path}: {error}") from None
+
+    def _ask_new(self, request: ForkRequest) -> ForkAnswer:
+        with self._connect(ANSWER_TIMEOUT) as sock:
+            sock.sendall(request.encode())
+            return _answer_of(sock.recv(_ANSWER_LIMIT))
+
+    def _connect(self, timeout: float) -> socket.socket:
+        """A connection whose operations wait `timeout` seconds; with 0 they do not, nor does this."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            sock.settimeout(ANSWER_TIMEOUT)
+            sock.settimeout(timeout)
             sock.connect(str(self._path))
         except BaseException:
             sock.close()
             raise
         return sock
 
-    def _accepts(self) -> bool:
+    def _connected(self) -> socket.socket | None:
         try:
-            self._connect().close()
+            return self._connect(0)
         except OSError:
-            return False
-        return True
+            return None
 
-    def _restart(self) -> None:
+    def _restart(self) -> socket.socket:
+        """A connection to a new server. Raises Unavailable."""
         self._end_hung()
         self._path.parent.mkdir(0o700, parents=True, exist_ok=True)
         self._process = subprocess.Popen(
@@ -120,10 +152,11 @@ class ForkServer:
         )
         # It tells nobody when it listens; its socket is all there is to look at.
         deadline = clock.monotonic() + START_TIMEOUT
-        while not self._accepts():
+        while (connection := self._connected()) is None:
             if self._process.poll() is not None or clock.monotonic() > deadline:
                 raise Unavailable(f"fork server {self._path} did not start")
             time.sleep(_LOOK_AGAIN)
+        return connection
 
     def _end_hung(self) -> None:
         """Kills a server that holds the socket and does not answer."""
@@ -147,3 +180,17 @@ class ForkServer:
                     signal.pidfd_send_signal(handle, number)
                 finally:
                     os.close(handle)
+
+
+def _answer_of(data: bytes) -> ForkAnswer:
+    if not data:
+        raise ConnectionResetError("no answer")
+    return ForkAnswer.decode(data)
+
+
+def _let_go(spare: socket.socket) -> None:
+    """Ends a spare shim, and waits until it has."""
+    with spare, contextlib.suppress(OSError):
+        spare.settimeout(ANSWER_TIMEOUT)
+        spare.shutdown(socket.SHUT_WR)
+        spare.recv(1)

@@ -27,7 +27,6 @@ from orlop.shim.reaper import become_subreaper
 from orlop.shim.request import LIMIT, ForkAnswer, ForkRequest
 
 _CHECK_EVERY = 5000  # milliseconds
-_REQUEST_TIMEOUT = 10.0
 _PR_SET_NAME = 15
 _OWN_DESCRIPTORS = 3
 _COLLECT_AT = 5000
@@ -178,11 +177,13 @@ class ForkServer:
 
 
 def _request_of(client: socket.socket) -> ForkRequest | None:
-    """What `client` asks for; None if it left, or is of another user. Raises OSError and ValueError."""
+    """What `client` asks for, which may be much later: this is a spare shim until then.
+
+    None if it left, or is of another user. Raises OSError and ValueError.
+    """
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     if struct.unpack("3i", credentials)[1] != os.geteuid():
         return None
-    client.settimeout(_REQUEST_TIMEOUT)
     message = client.recv(LIMIT)
     return ForkRequest.decode(message) if message else None
 
