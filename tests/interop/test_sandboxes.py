@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -12,79 +11,20 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
 from patience import patient
-from real_daemon import IMAGE, Archives, Daemon
+from real_daemon import Archives, Daemon
+from sandbox_wire import JOINED, RUNTIME, Wire
 
 from orlop.api.cgroups1 import metrics_pb2 as v1
 from orlop.api.cgroups2 import metrics_pb2 as v2
-from orlop.api.services.containers.v1 import containers_pb2
 from orlop.api.services.sandbox.v1 import sandbox_pb2 as pb
 from orlop.api.services.tasks.v1 import tasks_pb2
 from orlop.api.types import sandbox_pb2 as types
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
-JOINED = {"network": "net", "ipc": "ipc", "uts": "uts"}
 WITH_PIDS = JOINED | {"pid": "pid"}
 METRICS = {"io.containerd.cgroups.v1.Metrics": v1.Metrics, "io.containerd.cgroups.v2.Metrics": v2.Metrics}
-RUNTIME = "io.containerd.runc.v2"
-
-
-class Wire:
-    """Calls of the daemon's API, in the namespace `default`."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.channel = grpc.insecure_channel(f"unix://{daemon.address}")
-
-    def call(self, service: str, method: str, request: Any, answer: Any) -> Any:
-        stub = self.channel.unary_unary(
-            f"/{service}/{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
-        )
-        return stub(request, metadata=[("containerd-namespace", "default")], timeout=patient(60))
-
-    def controller(self, method: str, id: str, **fields: Any) -> Any:
-        request = getattr(pb, f"Controller{method}Request")(sandbox_id=id, **({"sandboxer": "shim"} | fields))
-        answer = getattr(pb, f"Controller{method}Response")
-        return self.call("containerd.services.sandbox.v1.Controller", method, request, answer)
-
-    def create(self, id: str, joined: dict[str, str] = JOINED) -> None:
-        described = {"hostname": "pod", "linux": {"namespaces": [{"type": kind} for kind in joined]}}
-        spec = AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec")
-        spec.value = json.dumps(described).encode()
-        sandbox = types.Sandbox(sandbox_id=id, runtime={"name": RUNTIME}, spec=spec, sandboxer="shim")
-        store = pb.StoreCreateRequest(sandbox=sandbox)
-        self.call("containerd.services.sandbox.v1.Store", "Create", store, pb.StoreCreateResponse)
-        self.controller("Create", id, sandbox=sandbox)
-
-    def run_in(
-        self, daemon: Daemon, sandbox: str, name: str, pid: int, *command: str, joined: dict[str, str] = JOINED
-    ) -> int:
-        """A container of `sandbox` in its namespaces; the pid of its process."""
-        joins = [f"--with-ns={kind}:/proc/{pid}/ns/{file}" for kind, file in joined.items()]
-        daemon.ctr("containers", "create", *joins, IMAGE, name, "sleep", "600")
-        service = "containerd.services.containers.v1.Containers"
-        found = self.call(
-            service, "Get", containers_pb2.GetContainerRequest(id=name), containers_pb2.GetContainerResponse
-        ).container
-        self.call(service, "Delete", containers_pb2.DeleteContainerRequest(id=name), AnyMessage)
-        found.sandbox = sandbox
-        if command:
-            spec = json.loads(found.spec.value)
-            spec["process"]["args"] = list(command)
-            found.spec.value = json.dumps(spec).encode()
-        request = containers_pb2.CreateContainerRequest(container=found)
-        self.call(service, "Create", request, containers_pb2.CreateContainerResponse)
-        daemon.ctr("tasks", "start", "-d", name)
-        answer = self.call(
-            "containerd.services.tasks.v1.Tasks",
-            "Get",
-            tasks_pb2.GetRequest(container_id=name),
-            tasks_pb2.GetResponse,
-        )
-        return int(answer.process.pid)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +202,10 @@ def test_what_is_not_there_is_told_as_clients_know_it(pods: Daemon, name: str) -
     assert refused(lambda: wire.controller("Start", name)) == (
         grpc.StatusCode.UNKNOWN,
         f'failed to start sandbox "{name}": unable to find sandbox "{name}"',
+    )
+    assert refused(lambda: wire.controller("Create", name, sandboxer="podsandbox")) == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "sandbox controller podsandbox, which is a part of containerd's CRI plugin: not implemented",
     )
     for method in ("Shutdown", "Wait", "Platform"):
         assert refused(lambda method=method: wire.controller(method, name))[0] is grpc.StatusCode.NOT_FOUND  # type: ignore[misc]

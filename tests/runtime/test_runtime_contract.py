@@ -12,11 +12,13 @@ import pytest
 from foreign_shim import calls, does
 from runtime_world import SCOPE, world
 
+from orlop import faults
 from orlop.api.runtime.bootstrap.v1 import bootstrap_pb2
 from orlop.core.task import NewTask
 from orlop.errors import DeadlineExceeded, Unavailable, Unknown
 from orlop.runtime import bootstrap as contract
 from orlop.runtime.bootstrap import ShimSettings
+from orlop.runtime.bundle import Bootstrap
 from orlop.runtime.owner import Owner
 
 pytestmark = [pytest.mark.root]
@@ -141,3 +143,16 @@ async def test_what_does_not_end_is_given_up_when_its_owner_ends() -> None:
     await owner.drain(0.1)
     assert mute.cancelled()
     assert done.result() == "done"
+
+
+async def test_a_bundle_says_whose_its_shim_is_before_it_says_where_that_is(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        bundle = here.shims.bundles.create("test", "one", b"{}")
+        faults.arm("runtime.bundle.binary", "error(EIO)")
+        try:
+            with pytest.raises(OSError, match=r"runtime\.bundle\.binary"):
+                await here.shims.join(bundle, "shim", "pod", Bootstrap(3, "unix:///nowhere"))
+        finally:
+            faults.disarm()
+        assert (bundle.sandbox(), bundle.bootstrap()) == ("pod", None)
+        bundle.remove()

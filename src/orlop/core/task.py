@@ -75,7 +75,11 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """What a task is made of. `runtime_path` is a shim binary that goes before the container's runtime name."""
+    """What a task is made of. `runtime_path` is a shim binary that goes before the container's runtime name.
+
+    `api_address` and `api_version` say who serves the task of a container in a sandbox, as the sandbox's controller
+    told it (`ttrpc+unix:///path`).
+    """
 
     container_id: str
     rootfs: Sequence[Mount] = ()
@@ -83,6 +87,8 @@ class NewTask:
     checkpoint: Descriptor | None = None
     options: Typed | None = None
     runtime_path: str = ""
+    api_address: str = ""
+    api_version: int = 0
 
 
 class Tasks(Protocol):

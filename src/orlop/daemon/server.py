@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +26,7 @@ from orlop.daemon.notify import notify
 from orlop.daemon.plugins import Found, Graph, discover
 from orlop.errors import Unavailable, Unimplemented
 from orlop.rpc.service import Service
+from orlop.sandbox import plugin as sandbox
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ _PROXIED = {
     "diff": PluginType.DIFFER,
     "sandbox": PluginType.SANDBOX_CONTROLLER,
 }
+_PROXIED |= {type.value: type for type in _PROXIED.values()}
 
 
 def registrations() -> list[Found]:
@@ -44,13 +47,15 @@ def registrations() -> list[Found]:
 
 
 def proxies(config: Config) -> list[Found]:
-    """A plugin for each entry of `[proxy_plugins]`: none can be served yet, and introspection says so of each."""
+    """A plugin for each entry of `[proxy_plugins]`. Of those that cannot be served yet introspection says so."""
     found: list[Found] = []
     for name, proxy in config.proxy_plugins.items():
-        if proxy.type not in _PROXIED:
+        type = _PROXIED.get(proxy.type)
+        if type is None:
             log.warning("unknown proxy plugin type", extra={"fields": {"name": name, "type": proxy.type}})
             continue
-        found.append(Found(Registration(_PROXIED[proxy.type], name, _refuse_proxy), f"proxy_plugins.{name}"))
+        init = partial(sandbox.proxy, name) if type is PluginType.SANDBOX_CONTROLLER else _refuse_proxy
+        found.append(Found(Registration(type, name, init), f"proxy_plugins.{name}"))
     return found
 
 

@@ -127,7 +127,7 @@ def parse_answer(output: bytes) -> Bootstrap:
     except DecodeError:
         message = bootstrap_pb2.BootstrapResult()
     if message.address and message.version >= 2 and message.protocol:
-        return _checked(Bootstrap(message.version, message.address, message.protocol))
+        return checked(Bootstrap(message.version, message.address, message.protocol))
     text = output.decode("utf-8", "replace").strip()
     try:
         document = json.loads(text)
@@ -138,13 +138,25 @@ def parse_answer(output: bytes) -> Bootstrap:
         protocol = document.get("protocol", "ttrpc")
         if not (isinstance(version, int) and isinstance(address, str) and isinstance(protocol, str)) or version < 2:
             raise Unknown(f"shim answered {text[:200]!r}: version 2 or later and an address are needed")
-        return _checked(Bootstrap(version, address, protocol))
+        return checked(Bootstrap(version, address, protocol))
     if not text or "\n" in text or "\ufffd" in text:
         raise Unknown(f"shim answered {text[:200]!r}, which is no address")
-    return _checked(Bootstrap(2, text))
+    return checked(Bootstrap(2, text))
 
 
-def _checked(bootstrap: Bootstrap) -> Bootstrap:
+def parse_endpoint(address: str, version: int) -> Bootstrap:
+    """Who serves a sandbox's tasks, in a sandbox controller's words: `ttrpc+unix:///path`. Raises Unknown."""
+    protocol, plus, rest = address.partition("+")
+    if not plus:
+        raise Unknown(
+            f"sandbox address {address!r}: its scheme should be in the form of <protocol>+<unix|vsock|tcp>, "
+            "i.e. ttrpc+unix or grpc+vsock"
+        )
+    return checked(Bootstrap(version, rest, protocol))
+
+
+def checked(bootstrap: Bootstrap) -> Bootstrap:
+    """Raises Unknown if it is of no kind that this daemon can reach."""
     if bootstrap.version > MAX_VERSION:
         raise Unknown(f"unsupported shim version ({bootstrap.version})")
     if bootstrap.protocol != "ttrpc":

@@ -156,14 +156,18 @@ class ShimManager:
         await self._run_delete(bundle, binary.path)
         await asyncio.to_thread(remove_dead, bootstrap.address)
 
-    async def join(self, bundle: Bundle, binary: ShimBinary, sandbox: Shim) -> Shim:
-        """A connection for `bundle` to the shim of `sandbox`, which serves it too."""
-        bundle.write_bootstrap(sandbox.bootstrap, sandbox.binary or binary.path)
-        bundle.write_sandbox(sandbox.id)
-        client = await Client.connect(sandbox.bootstrap.address, self.limits.load)
-        shim = Shim(bundle, sandbox.bootstrap, sandbox.binary or binary.path, client)
+    async def join(self, bundle: Bundle, binary: str, sandbox: str, endpoint: Bootstrap) -> Shim:
+        """A connection for `bundle` to the `endpoint` that serves the tasks of `sandbox`."""
+        bundle.write_sandbox(sandbox)  # first: without it a later daemon would take the shim for the task's alone
+        bundle.write_bootstrap(endpoint, binary)
+        client = await Client.connect(endpoint.address, self.limits.load)
+        shim = Shim(bundle, endpoint, binary, client)
         shim.joined = True
-        await shim.identify(self.limits.load)
+        try:
+            await shim.identify(self.limits.load)
+        except OrlopError:
+            await shim.close()
+            raise
         return shim
 
     def add(self, shim: Shim) -> None:
@@ -299,7 +303,8 @@ class ShimManager:
         shim.dead = True
         log.warning("shim %s (pid %d) is gone: its container is cleared away", shim.id, shim.pid)
         try:
-            shim.kill()
+            if not shim.joined:  # and the pid that another sandbox's process told may be one of a virtual machine
+                shim.kill()
             await shim.close()
             await self._bury(shim.bundle, shim.binary, shim.bootstrap.address, shim)
         finally:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from google.protobuf.empty_pb2 import Empty
@@ -31,7 +32,7 @@ from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, U
 from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host, idmaps
-from orlop.runtime.bundle import Bundle
+from orlop.runtime.bundle import Bootstrap, Bundle
 from orlop.runtime.cgroup_moves import CgroupMoves
 from orlop.runtime.checkpoint import store_checkpoint, unpack_checkpoint
 from orlop.runtime.host import OciRuntime
@@ -91,7 +92,10 @@ class TaskManager:
     async def create(self, scope: Scope, new: NewTask) -> int:
         self._moves.expect()
         container = await self._containers.get(scope, new.container_id)
-        restore = restore_path(new, runc_options(new.options, container.runtime.name))
+        options = runc_options(new.options, container.runtime.name)
+        restore = restore_path(new, options)
+        if not new.api_address:  # clients from before 2.0 have it among the options
+            new = replace(new, api_address=options.task_api_address, api_version=options.task_api_version)
         old = self._shims.find(scope.namespace, container.id)
         if old is not None and old.dead:
             await old.buried.wait()
@@ -114,7 +118,8 @@ class TaskManager:
     async def _create(self, scope: Scope, container: Container, new: NewTask, restore: str, made: _Made) -> int:
         spec = container.spec.value if container.spec is not None else None
         try:
-            made.binary = self._shims.binaries.resolve(new.runtime_path or container.runtime.name)
+            served = self._served(scope, container, new)
+            made.binary = self._binary(new.runtime_path or container.runtime.name, served)
         except OrlopError as error:
             raise error.within("failed to start shim") from None
         options = new.options if new.options is not None and new.options.value else container.runtime.options
@@ -133,9 +138,9 @@ class TaskManager:
             made.unpacking = self._owner.start(unpacking, f"checkpoint of {container.id}")
             await asyncio.shield(made.unpacking)
             restore = str(directory)
-        sandbox = self._sandbox_of(scope, container)
-        if sandbox is not None:
-            starting = self._shims.join(made.bundle, made.binary, sandbox)
+        if served is not None:
+            binary = served.binary or made.binary.path
+            starting = self._shims.join(made.bundle, binary, container.sandbox, served.bootstrap)
         else:
             starting = self._shims.start(made.bundle, made.binary, options, spec)
         made.starting = self._owner.start(starting, f"shim of {container.id}")
@@ -165,12 +170,27 @@ class TaskManager:
         self._shims.add(made.shim)
         return answer.pid
 
-    def _sandbox_of(self, scope: Scope, container: Container) -> Shim | None:
-        """The shim of the container's sandbox. One that does not run is no hindrance: the shim is started as usual."""
-        if not container.sandbox or self.sandboxes is None:
-            return None
-        shim = self.sandboxes.find(scope.namespace, container.sandbox)
-        return shim if shim is not None and shim.bootstrap.version >= contract.MAX_VERSION else None
+    def _served(self, scope: Scope, container: Container, new: NewTask) -> _Served | None:
+        """Who serves the tasks of the container's sandbox.
+
+        A sandbox that does not run, or whose shim is too old, is no hindrance: a shim is started as usual.
+        """
+        served: _Served | None = None
+        if container.sandbox and new.api_address:
+            served = _Served(contract.parse_endpoint(new.api_address, new.api_version))
+        elif container.sandbox and self.sandboxes is not None:
+            shim = self.sandboxes.find(scope.namespace, container.sandbox)
+            served = _Served(shim.bootstrap, shim.binary) if shim is not None else None
+        return served if served is not None and served.bootstrap.version >= contract.MAX_VERSION else None
+
+    def _binary(self, runtime: str, served: _Served | None) -> ShimBinary:
+        """A task that another process serves needs no binary here."""
+        try:
+            return self._shims.binaries.resolve(runtime)
+        except OrlopError:
+            if served is None:
+                raise
+            return ShimBinary("")
 
     async def _refuse_mapped_mounts(self, runtime: str, options: Typed | None, spec: bytes | None) -> None:
         """Raises FailedPrecondition if `spec` has mounts with mapped ids and the runtime would pass over that."""
@@ -416,6 +436,13 @@ class TaskManager:
 
         answers = await asyncio.gather(*(ask(shim) for shim in self._shims.all(scope.namespace)))
         return [process for process in answers if process is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    bootstrap: Bootstrap
+    binary: str = ""
+    """Of a shim of ours."""
 
 
 class _Made:

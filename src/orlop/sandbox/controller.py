@@ -10,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from orlop.api.runtime.sandbox.v1 import sandbox_pb2 as api
+from orlop.api.services.sandbox.v1 import sandbox_pb2 as pb
 from orlop.core import clock
 from orlop.core.mount import Mount
 from orlop.core.sandbox import Sandbox
@@ -85,17 +86,24 @@ class ShimController:
         finally:
             self._busy.discard(key)
 
-    async def start(self, scope: Scope, id: str) -> api.StartSandboxResponse:
+    async def start(self, scope: Scope, id: str) -> pb.ControllerStartResponse:
         shim = self.find(scope.namespace, id)
         if shim is None:
             raise Unknown(f'unable to find sandbox "{id}"')
         try:
-            return await self._call(
-                shim, "StartSandbox", api.StartSandboxRequest(sandbox_id=id), api.StartSandboxResponse
-            )
+            request = api.StartSandboxRequest(sandbox_id=id)
+            started = await self._call(shim, "StartSandbox", request, api.StartSandboxResponse)
         except OrlopError as error:
             await self._end(shim)
             raise error.within(f"failed to start sandbox {id}") from None
+        where = shim.bootstrap
+        return pb.ControllerStartResponse(
+            sandbox_id=id,
+            pid=started.pid,
+            created_at=started.created_at,
+            address=f"{where.protocol}+{where.address}",
+            version=where.version,
+        )
 
     async def stop(self, scope: Scope, id: str, timeout: int) -> None:
         shim = self.find(scope.namespace, id)
@@ -118,34 +126,40 @@ class ShimController:
             raise error.within("failed to shutdown sandbox") from None
         await self._owner.finish(self._end(shim), f"end of sandbox {id}")
 
-    async def wait(self, scope: Scope, id: str) -> api.WaitSandboxResponse:
+    async def wait(self, scope: Scope, id: str) -> pb.ControllerWaitResponse:
         try:
             request = api.WaitSandboxRequest(sandbox_id=id)
-            return await self._call(self._require(scope, id), "WaitSandbox", request, api.WaitSandboxResponse)
+            ended = await self._call(self._require(scope, id), "WaitSandbox", request, api.WaitSandboxResponse)
         except NotFound:
             raise
         except OrlopError as error:
             raise error.within(f"failed to wait sandbox {id}") from None
+        return pb.ControllerWaitResponse(exit_status=ended.exit_status, exited_at=ended.exited_at)
 
-    async def status(self, scope: Scope, id: str, *, verbose: bool = False) -> api.SandboxStatusResponse:
+    async def status(self, scope: Scope, id: str, *, verbose: bool = False) -> pb.ControllerStatusResponse:
         """One that is not there has ended just now."""
         shim = self.find(scope.namespace, id)
         if shim is not None:
             try:
                 request = api.SandboxStatusRequest(sandbox_id=id, verbose=verbose)
-                return await self._call(shim, "SandboxStatus", request, api.SandboxStatusResponse)
+                return _status(await self._call(shim, "SandboxStatus", request, api.SandboxStatusResponse))
             except OrlopError:
                 if shim.is_running:
                     raise
-        return api.SandboxStatusResponse(sandbox_id=id, exited_at=common.timestamp(clock.now()))
+        return pb.ControllerStatusResponse(sandbox_id=id, exited_at=common.timestamp(clock.now()))
 
-    async def platform(self, scope: Scope, id: str) -> api.PlatformResponse:
+    async def platform(self, scope: Scope, id: str) -> pb.ControllerPlatformResponse:
         request = api.PlatformRequest(sandbox_id=id)
-        return await self._call(self._require(scope, id), "Platform", request, api.PlatformResponse)
+        answer = await self._call(self._require(scope, id), "Platform", request, api.PlatformResponse)
+        return pb.ControllerPlatformResponse(platform=answer.platform)
 
-    async def metrics(self, scope: Scope, id: str) -> api.SandboxMetricsResponse:
+    async def metrics(self, scope: Scope, id: str) -> pb.ControllerMetricsResponse:
         request = api.SandboxMetricsRequest(sandbox_id=id)
-        return await self._call(self._require(scope, id), "SandboxMetrics", request, api.SandboxMetricsResponse)
+        answer = await self._call(self._require(scope, id), "SandboxMetrics", request, api.SandboxMetricsResponse)
+        return pb.ControllerMetricsResponse(metrics=answer.metrics)
+
+    async def update(self, scope: Scope, id: str, sandbox: Sandbox, fields: Sequence[str]) -> None:
+        """Nothing of a shim changes with the sandbox's record."""
 
     async def load_existing(self) -> None:
         """Connects to the sandboxes that an earlier daemon started; what is left of others is removed."""
@@ -205,3 +219,15 @@ class ShimController:
         self, shim: Shim, method: str, request: Message, response: type[R], timeout: float | None = None
     ) -> R:
         return await shim.ask(SERVICE, method, request, response, timeout)
+
+
+def _status(told: api.SandboxStatusResponse) -> pb.ControllerStatusResponse:
+    return pb.ControllerStatusResponse(
+        sandbox_id=told.sandbox_id,
+        pid=told.pid,
+        state=told.state,
+        info=told.info,
+        created_at=told.created_at,
+        exited_at=told.exited_at,
+        extra=told.extra,
+    )

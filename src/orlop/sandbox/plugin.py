@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orlop.core import platform
 from orlop.core.plugin import InitContext, PluginType, Registration
 
 
@@ -17,6 +18,23 @@ async def _shim(context: InitContext) -> Any:
     await controller.load_existing()
     context.closing.append(controller.close)
     return controller
+
+
+async def proxy(name: str, context: InitContext) -> Any:
+    """The controller of `[proxy_plugins.<name>]`. Its process need not be there yet."""
+    from orlop.errors import InvalidArgument
+    from orlop.rpc.channel import GrpcChannel
+    from orlop.sandbox.proxy import ProxyController
+
+    described = context.daemon.proxy_plugins[name]
+    if not described["address"]:
+        raise InvalidArgument(f"proxy_plugins.{name} has no address")
+    context.meta.exports |= {**described["exports"], "address": described["address"]}
+    context.meta.platforms = [platform.parse(described["platform"]) if described["platform"] else platform.host()]
+    context.meta.capabilities = list(described["capabilities"])
+    channel = GrpcChannel(described["address"])
+    context.closing.append(channel.close)
+    return ProxyController(name, channel)
 
 
 REGISTRATIONS: tuple[Registration, ...] = (

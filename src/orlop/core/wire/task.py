@@ -54,6 +54,8 @@ def new_task_of(message: tasks_pb2.CreateTaskRequest) -> NewTask:
         checkpoint=common.descriptor_of(message.checkpoint) if message.HasField("checkpoint") else None,
         options=common.optional_typed(message, "options"),
         runtime_path=message.runtime_path,
+        api_address=message.task_api_address,
+        api_version=message.task_api_version,
     )
 
 
