@@ -72,7 +72,7 @@ async def test_fifty_tasks_leave_no_descriptor_and_no_file() -> None:
             before = len(os.listdir("/proc/self/fd"))
             for _ in range(50):
                 await run_once(here, "many", 0)
-            assert len(os.listdir("/proc/self/fd")) == before
+            assert len(os.listdir("/proc/self/fd")) <= before
             assert here.leftovers == []
 
 
