@@ -332,11 +332,12 @@ from pathlib import Path
 from orlop.content.local import LocalStore
 
 async def main():
+    data = b"cargo" * int(sys.argv[2])
     store = LocalStore(Path(sys.argv[1]))
-    writer = await store.open_writer("ref", 5)
-    await writer.write(b"car")
-    await writer.write(b"go")
-    await writer.commit(5)
+    writer = await store.open_writer("ref", len(data))
+    await writer.write(data[:3])
+    await writer.write(data[3:])
+    await writer.commit(len(data))
 
 asyncio.run(main())
 """
@@ -357,23 +358,62 @@ asyncio.run(main())
     ],
 )
 async def test_a_writer_killed_anywhere_leaves_the_ingest_or_the_blob(tmp_path: Path, point: str) -> None:
-    environment = {**os.environ, "ORLOP_FAULTS": f"{point}=kill"}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _CRASH, str(tmp_path), env=environment)
-    assert await process.wait() == -signal.SIGKILL
-    digest = digests.of(b"cargo")
+    assert await run_and_die(tmp_path, point, times=250_000)
+    data = b"cargo" * 250_000
+    digest = digests.of(data)
     with opened(tmp_path) as store:
         blobs = [info.digest async for info in store.walk()]
         assert blobs in ([], [digest])
-        writer = await store.open_writer("ref", 5)
+        writer = await store.open_writer("ref", len(data))
         offset = (await writer.status()).offset
-        assert writer.digest() == digests.of(b"cargo"[:offset])
-        await writer.write(b"cargo"[offset:])
+        assert writer.digest() == digests.of(data[:offset])
+        await writer.write(data[offset:])
         if blobs:
             with pytest.raises(AlreadyExists):
-                await writer.commit(5, digest)
+                await writer.commit(len(data), digest)
         else:
-            await writer.commit(5, digest)
-        assert await whole(store, digest) == b"cargo"
+            await writer.commit(len(data), digest)
+        assert await whole(store, digest) == data
+        assert list((tmp_path / "ingest").iterdir()) == []
+
+
+async def run_and_die(root: Path, point: str, *, times: int) -> bool:
+    environment = {**os.environ, "ORLOP_FAULTS": f"{point}=kill"}
+    arguments = ("-c", _CRASH, str(root), str(times))
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment)
+    return await process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("times", "survivors"), [(1, []), (250_000, ["ref"])])
+async def test_what_a_killed_writer_had_is_kept_where_it_was_much(
+    tmp_path: Path, times: int, survivors: list[str]
+) -> None:
+    assert await run_and_die(tmp_path, "content.commit.synced", times=times)
+    with opened(tmp_path) as store:
+        assert [status.ref for status in await store.statuses()] == survivors
+        assert len(list((tmp_path / "ingest").iterdir())) == len(survivors)
+
+
+async def test_an_open_ingest_is_told_of_before_and_after_it_is_closed(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        writer = await store.open_writer("ref", 5)
+        await writer.write(b"car")
+        assert [(s.ref, s.offset, s.total) for s in await store.statuses()] == [("ref", 3, 5)]
+        before = await store.status("ref")
+        await writer.close()
+        assert await store.status("ref") == before
+        assert await store.statuses() == [before]
+
+
+async def test_an_ingest_that_was_aborted_while_it_was_open_stays_away(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        writer = await store.open_writer("ref")
+        await writer.write(b"cargo")
+        await store.abort("ref")
+        with pytest.raises(NotFound):
+            await store.status("ref")
+        assert await store.statuses() == []
+        await writer.close()
         assert list((tmp_path / "ingest").iterdir()) == []
 
 

@@ -1,7 +1,8 @@
 """Ingests on disk: a directory each, named by the hash of its ref, so that no ref is ever part of a path.
 
-Its files are containerd's: `ref`, `data`, `startedat`, `updatedat` and, where it is known, `total`. `ref` is written
-last, so that a directory that has one is whole; nothing of it is synced before its data is.
+Its files are containerd's: `data`, and what describes it: `startedat`, `updatedat`, `ref` and, where known, `total`.
+`ref` is written last, so that a directory that has one is whole. One that is open and small has its data only: most
+become blobs before anybody else asks, and a crash takes the others. Nothing is synced before the data is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from orlop import faults
 from orlop.content import disk
-from orlop.core import clock, rfc3339
+from orlop.core import rfc3339
 from orlop.core.content import IngestStatus
 
 _FILES = ("ref", "data", "total", "startedat", "updatedat")
@@ -36,22 +37,26 @@ class IngestDirectory:
     def data(self) -> Path:
         return self.path / "data"
 
-    def create(self, ref: str, total: int) -> IngestStatus:
-        """Starts the ingest anew, dropping what an earlier one left. Returns its status."""
+    def create(self) -> None:
+        """Starts the ingest anew, dropping what an earlier one left. Until it is described, a crash takes it."""
         if not disk.make_directory(self.path):
             disk.empty_directory(self.path)
         faults.point("content.ingest.directory")
-        now = clock.now()
-        disk.write_file(self.path / "startedat", rfc3339.render(now))
-        # The same until it is replaced.
-        os.link(self.path / "startedat", self.path / "updatedat")
-        if total > 0:
-            disk.write_file(self.path / "total", str(total))
-        faults.point("content.ingest.described")
-        disk.write_file(self.data, "")
-        disk.write_file(self.path / "ref", ref)
-        faults.point("content.ingest.created")
-        return IngestStatus(ref=ref, offset=0, total=total, started_at=now, updated_at=now)
+
+    def describe(self, status: IngestStatus) -> None:
+        """Makes the ingest known to whoever opens the store after this process. Nothing for one that was aborted."""
+        with contextlib.suppress(FileNotFoundError):
+            disk.write_file(self.path / "startedat", rfc3339.render(status.started_at))
+            if status.updated_at == status.started_at:
+                # The same until it is replaced.
+                os.link(self.path / "startedat", self.path / "updatedat")
+            else:
+                disk.write_file(self.path / "updatedat", rfc3339.render(status.updated_at))
+            if status.total > 0:
+                disk.write_file(self.path / "total", str(status.total))
+            faults.point("content.ingest.described")
+            disk.write_file(self.path / "ref", status.ref)
+            faults.point("content.ingest.created")
 
     def status(self) -> IngestStatus | None:
         """What the files tell; None if there is no ingest, or not a whole one."""

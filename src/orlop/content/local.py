@@ -36,6 +36,7 @@ class LocalStore:
         """Makes what is missing below `root` and clears away ingests that a crash left before they were whole."""
         self._ingests = root / "ingest"
         self._open_since: dict[str, int] = {}
+        self._open_writers: dict[str, LocalWriter] = {}
         self._open_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
         with disk.named_failures(root):
@@ -83,6 +84,8 @@ class LocalStore:
             yield info
 
     async def status(self, ref: str) -> IngestStatus:
+        if (writer := self._open_writers.get(ref)) is not None and writer.is_there:
+            return writer.status_now()
         status = await self._in_thread(IngestDirectory.of(self._ingests, ref).status)
         if status is None:
             raise NotFound(f"ingest ref {ref}")
@@ -123,6 +126,7 @@ class LocalStore:
     def _release(self, ref: str) -> None:
         with self._open_lock:
             self._open_since.pop(ref, None)
+            self._open_writers.pop(ref, None)
 
     def _open(self, ref: str, total: int, expected: str) -> LocalWriter:
         try:
@@ -130,16 +134,23 @@ class LocalStore:
             with disk.named_failures(directory.path):
                 status = directory.status()
                 other_total = status is not None and 0 < total != status.total > 0
-                if status is None or status.ref != ref or other_total:
-                    status = directory.create(ref, total)
-                return LocalWriter(
+                is_new = status is None or status.ref != ref or other_total
+                if status is None or is_new:
+                    directory.create()
+                    now = clock.now()
+                    status = IngestStatus(ref=ref, offset=0, total=total, started_at=now, updated_at=now)
+                writer = LocalWriter(
                     directory,
                     self._blobs,
                     status,
                     digests.algorithm_of(expected),
                     self._executor,
                     release=lambda: self._release(ref),
+                    is_described=not is_new,
                 )
+                with self._open_lock:
+                    self._open_writers[ref] = writer
+                return writer
         except BaseException:
             self._release(ref)
             raise
@@ -149,8 +160,14 @@ class LocalStore:
             opening.result().close_soon()
 
     def _statuses(self) -> list[IngestStatus]:
-        found = (directory.status() for directory in ingest_directories(self._ingests))
-        return [status for status in found if status is not None]
+        """Those that are open tell by themselves."""
+        with self._open_lock:
+            writers = dict(self._open_writers)
+        found = {ref: writer.status_now() for ref, writer in writers.items() if writer.is_there}
+        for directory in ingest_directories(self._ingests):
+            if (status := directory.status()) is not None:
+                found.setdefault(status.ref, status)
+        return list(found.values())
 
     def _abort(self, ref: str) -> bool:
         directory = IngestDirectory.of(self._ingests, ref)

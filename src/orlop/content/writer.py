@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import threading
@@ -22,6 +23,8 @@ from orlop.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
 
 T = TypeVar("T")
 
+DESCRIBED_FROM = 1 << 20
+"""Bytes of an open ingest that are worth the files by which it outlives this process."""
 _WRITEBACK = 16 << 20
 """Bytes after which the disk begins with them."""
 
@@ -41,8 +44,10 @@ class LocalWriter:
         algorithm: str,
         executor: Executor,
         release: Callable[[], None],
+        *,
+        is_described: bool,
     ) -> None:
-        """Opens the data and digests what is there; `status` is what the ingest's files tell. Blocks."""
+        """Opens the data and digests what is there; `status` is what its files tell, or are to tell. Blocks."""
         self._directory = directory
         self._blobs = blobs
         self._ref = status.ref
@@ -53,6 +58,9 @@ class LocalWriter:
         self._executor = executor
         self._release = release
         self._one_at_a_time = threading.Lock()
+        self._is_described = is_described
+        self._is_over = False
+        """Nothing is left to be done by anybody who closes it."""
         self._committed = ""
         self._synced = -1
         """The offset up to which the data is durable."""
@@ -66,7 +74,15 @@ class LocalWriter:
             os.close(self._descriptor)
             raise
 
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has aborted it."""
+        return self._directory.data.exists()
+
     async def status(self) -> IngestStatus:
+        return self.status_now()
+
+    def status_now(self) -> IngestStatus:
         return IngestStatus(
             ref=self._ref,
             offset=self._offset,
@@ -89,7 +105,8 @@ class LocalWriter:
 
         Raises ResourceExhausted, naming the path and the bytes free, if the disk is full.
         """
-        if len(data) <= INLINE and not self._one_at_a_time.locked():
+        is_quick = len(data) <= INLINE and (self._is_described or self._offset + len(data) < DESCRIBED_FROM)
+        if is_quick and not self._one_at_a_time.locked():
             self._write(data)
         else:
             await self._in_thread(lambda: self._write(data))
@@ -115,7 +132,8 @@ class LocalWriter:
 
     async def close(self) -> None:
         """Lets the ingest go; what has arrived stays, and is durable."""
-        await self._to_the_end(self._close)
+        if not self._is_over:
+            await self._to_the_end(self._close)
 
     def close_soon(self) -> None:
         """Closes in a thread, for a holder that nobody waits for."""
@@ -145,6 +163,8 @@ class LocalWriter:
         with self._one_at_a_time:
             self._require_open("write")
             try:
+                if self._offset + len(data) >= DESCRIBED_FROM:
+                    self._describe()
                 disk.write_all(self._descriptor, data)
                 faults.point("content.write.written")
             except OSError as error:
@@ -159,6 +179,12 @@ class LocalWriter:
                 self._written_back = self._offset
                 disk.start_writeback(self._descriptor)
             self._updated_at = clock.now()
+
+    def _describe(self) -> None:
+        """While it is not, a crash takes the ingest along."""
+        if not self._is_described:
+            self._directory.describe(self.status_now())
+            self._is_described = True
 
     def _truncate(self) -> None:
         with self._one_at_a_time:
@@ -191,7 +217,12 @@ class LocalWriter:
                 finally:
                     self._let_go()
                 return self._adopt(digest)
+            except BaseException:
+                with contextlib.suppress(OSError):  # a full disk; the reason is told already
+                    self._describe()
+                raise
             finally:
+                self._is_over = True
                 self._release()
 
     def _check(self, size: int, expected: str) -> str:
@@ -238,10 +269,13 @@ class LocalWriter:
             try:
                 with disk.named_failures(self._directory.data):
                     self._sync_data()
-                    if self._directory.path.exists():
+                    if not self._is_described:
+                        self._describe()
+                    elif self._directory.path.exists():
                         self._directory.touch(self._updated_at)
             finally:
                 self._let_go()
+                self._is_over = True
                 self._release()
 
     def _let_go(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Self
 
 from orlop import faults
 from orlop.core import digest as digests
@@ -112,14 +113,14 @@ class Fetches:
         self, origin: Origin, descriptor: Descriptor, arrival: Arrival, slots: asyncio.Semaphore | None
     ) -> bool:
         async with contextlib.AsyncExitStack() as slot:
-            if slots is not None:
-                await slot.enter_async_context(slots)
+            turn = await slot.enter_async_context(_Turn(slots))
             try:
                 writer = await self._open(origin.scope, descriptor)
             except AlreadyExists:
                 await self.label(origin, descriptor.digest)
                 return False
             try:
+                await turn.come()
                 came = await self._fill(origin, descriptor, writer, arrival)
                 await slot.aclose()  # the next one may come while this one is made durable
                 await self._commit(origin, descriptor, writer, arrival)
@@ -189,6 +190,31 @@ class Fetches:
         known = {name for name in info.labels.get(key, "").split(",") if name}
         value = ",".join(sorted(known | {origin.reference.path}))
         return key, value if len(key) + len(value) <= MAX_SIZE else ""
+
+
+class _Turn:
+    """A place in the queue for one of `slots`: what comes before it can be done while others have theirs."""
+
+    def __init__(self, slots: asyncio.Semaphore | None) -> None:
+        self._slots = slots
+        self._coming: asyncio.Task[bool] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._slots is not None:
+            self._coming = asyncio.create_task(self._slots.acquire())
+        return self
+
+    async def come(self) -> None:
+        if self._coming is not None:
+            await self._coming
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._slots is None or self._coming is None:
+            return
+        self._coming.cancel()
+        await asyncio.wait([self._coming])
+        if not self._coming.cancelled():
+            self._slots.release()
 
 
 async def _let_go(writer: Writer) -> None:

@@ -296,6 +296,9 @@ class _Layers:
         self._pull = pull
         self._chain = chain
         self._differ = target.differ
+        self._is_remote = target.remote
+        self._first = 0
+        """Below this number all are there."""
         self._coming: dict[str, tuple[Arrival, asyncio.Task[None]]] = {}
 
     async def apply(self, number: int, mounts: Sequence[Mount]) -> Descriptor:
@@ -317,11 +320,15 @@ class _Layers:
         return applied
 
     async def present(self, number: int) -> None:
+        if number == self._first:
+            self._first += 1
         await self._pull._note_present(self._chain.layers[number])
 
     def _begin(self, number: int) -> None:
+        """Fetches the layers from the lowest, which others wait for; a snapshotter that fetches for itself may yet
+        turn out to have those below `number`."""
         assert self.group is not None
-        for layer in self._chain.layers[number:]:
+        for layer in self._chain.layers[number if self._is_remote else self._first :]:
             if layer.digest not in self._coming:
                 arrival = Arrival()
                 task = self.group.create_task(self._pull._fetch_layer(layer, arrival))
