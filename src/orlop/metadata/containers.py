@@ -20,6 +20,7 @@ from orlop.core.wire import common
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError
 from orlop.metadata import records
 from orlop.metadata.database import Database
+from orlop.metadata.kept_rows import KeptRows, row_query
 
 _MUTABLE = ("labels", "spec", "extensions", "image", "snapshotkey")
 _COLUMNS = (
@@ -32,9 +33,10 @@ class ContainerStore:
     def __init__(self, db: Database, publisher: Publisher) -> None:
         self._db = db
         self._publisher = publisher
+        self._kept = KeptRows(db, "containers", row_query("containers", _COLUMNS, "namespace", "id"), _load)
 
     async def get(self, scope: Scope, id: str) -> Container:
-        container = self._db.look(lambda connection: _find(connection, scope.namespace, id))
+        container = self._kept.find(scope.namespace, id)
         if container is None:
             raise NotFound(f'container "{id}" in namespace "{scope.namespace}"')
         return container

@@ -26,6 +26,7 @@ from orlop.metadata import leases, records
 from orlop.metadata.database import Database
 from orlop.metadata.gate import Gate
 from orlop.metadata.ingests import NamespacedWriter
+from orlop.metadata.kept_rows import KeptRows, row_query
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +53,14 @@ class NamespacedContent:
         self._publisher = publisher
         self._policy = policy
         self._gate = Gate()
+        self._infos = KeptRows(db, "blobs", row_query("blobs", _COLUMNS, "namespace", "digest"), _info)
 
     async def info(self, scope: Scope, digest: str) -> ContentInfo:
         """Raises NotFound. Any text may be asked for: what is no digest is not found."""
-        return self._db.look(lambda connection: _require(connection, scope.namespace, digest))
+        info = self._infos.find(scope.namespace, digest)
+        if info is None:
+            raise _missing(digest)
+        return info
 
     async def update(self, scope: Scope, info: ContentInfo, fields: Sequence[str] | None) -> ContentInfo:
         """Replaces all labels, or with `fields` those that it names; a label without a value goes."""
@@ -290,8 +295,12 @@ def _find(connection: apsw.Connection, namespace: str, digest: str) -> ContentIn
 def _require(connection: apsw.Connection, namespace: str, digest: str) -> ContentInfo:
     info = _find(connection, namespace, digest)
     if info is None:
-        raise NotFound(f"content digest {digest}")
+        raise _missing(digest)
     return info
+
+
+def _missing(digest: str) -> NotFound:
+    return NotFound(f"content digest {digest}")
 
 
 def _forget(connection: apsw.Connection, namespace: str, digest: str) -> None:

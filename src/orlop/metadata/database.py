@@ -79,6 +79,8 @@ class Database:
         self.path = path
         self.listeners: list[Callable[[set[tuple[str, int]]], None]] = []
         """Called in the writer thread after each commit with the (table, row) pairs that it inserted or updated."""
+        self.on_change: list[Callable[[set[tuple[str, int]]], None]] = []
+        """Called as `listeners`, with the rows that it deleted, too, before anybody is told that it is done."""
         self.on_mutation: list[Callable[[int], None]] = []
         """Called in the writer thread after the commit of each change that wrote something, with its `removes`."""
         self.on_fatal = on_fatal
@@ -89,6 +91,7 @@ class Database:
         self._broken: BaseException | None = None
         self._closed = False
         self._touched: set[tuple[str, int]] = set()
+        self._deleted: set[tuple[str, int]] = set()
         self._marker = path.with_name(f"{path.name}.open")
         self._syncs = sync
         self._synchronous = ""
@@ -284,8 +287,7 @@ class Database:
     # Writing: everything below runs in the writer's thread.
 
     def _on_update(self, kind: int, _database: str, table: str, row: int) -> None:
-        if kind != apsw.SQLITE_DELETE:
-            self._touched.add((table, row))
+        (self._deleted if kind == apsw.SQLITE_DELETE else self._touched).add((table, row))
 
     def _run(self) -> None:
         stopping = False
@@ -350,7 +352,7 @@ class Database:
         """One transaction for all; answers those that succeeded and those that failed by themselves."""
         if self._broken is not None:
             raise self._broken
-        self._touched = set()
+        self._touched, self._deleted = set(), set()
         failed: list[tuple[_Request, BaseException]] = []
         done: list[_Request] = []
         durable = any(request.lasts for request in group)
@@ -391,6 +393,9 @@ class Database:
     def _tell(self, done: list[_Request]) -> None:
         touched, self._touched = self._touched, set()
         try:
+            changed = touched | self._deleted
+            for changed_in in self.on_change:
+                changed_in(changed)
             if touched:
                 for listener in list(self.listeners):
                     listener(touched)

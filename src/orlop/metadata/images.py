@@ -19,6 +19,7 @@ from orlop.core.scope import Scope
 from orlop.errors import AlreadyExists, InvalidArgument, NotFound
 from orlop.metadata import leases, records
 from orlop.metadata.database import Database
+from orlop.metadata.kept_rows import KeptRows, row_query
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 """An image that has it can be collected, and so joins the lease it is made under."""
@@ -37,9 +38,13 @@ class ImageStore:
         self._db = db
         self._publisher = publisher
         self.collect: Callable[[], Awaitable[None]] = _nothing
+        self._kept = KeptRows(db, "images", row_query("images", _COLUMNS, "namespace", "name"), _load)
 
     async def get(self, scope: Scope, name: str) -> Image:
-        return self._db.look(lambda connection: _require(connection, scope.namespace, name))
+        image = self._kept.find(scope.namespace, name)
+        if image is None:
+            raise _missing(name)
+        return image
 
     async def list(self, scope: Scope, filters: Sequence[str] = ()) -> list[Image]:
         """The images that match, by name."""
@@ -134,8 +139,12 @@ def _find(connection: apsw.Connection, namespace: str, name: str) -> Image | Non
 def _require(connection: apsw.Connection, namespace: str, name: str) -> Image:
     image = _find(connection, namespace, name)
     if image is None:
-        raise NotFound(f'image "{name}"')
+        raise _missing(name)
     return image
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f'image "{name}"')
 
 
 def _load(row: tuple[Any, ...]) -> Image:
