@@ -26,11 +26,11 @@ class BlobDirectory:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._prefix = f"{root}/"
 
-    def path(self, digest: str) -> Path:
+    def path(self, digest: str) -> str:
         """Where the blob is or would be. Raises InvalidArgument if `digest` is none."""
-        algorithm, _, encoded = digests.validate(digest).partition(":")
-        return self._root / algorithm / encoded
+        return self._prefix + digests.validate(digest).replace(":", "/", 1)
 
     def info(self, digest: str) -> ContentInfo:
         """Raises NotFound if the blob is not there."""
@@ -45,14 +45,15 @@ class BlobDirectory:
         """A descriptor to read the blob by. Raises NotFound if it is not there."""
         path = self.path(digest)
         try:
-            with disk.named_failures(path):
-                return disk.open_file(path, os.O_RDONLY)
-        except NotFound:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
             raise NotFound(f"content {digest}") from None
+        except OSError as error:
+            raise disk.failure(error, Path(path)) from error
 
     def adopt(self, data: Path, digest: str) -> bool:
         """Moves the finished file `data` to its place; the move is durable on return. False if the blob is there."""
-        target = self.path(digest)
+        target = Path(self.path(digest))
         if disk.make_directory(target.parent):
             disk.sync_directory(self._root)
         if target.exists():
@@ -61,11 +62,11 @@ class BlobDirectory:
         return True
 
     def sync(self, digest: str) -> None:
-        disk.sync_directory(self.path(digest).parent)
+        disk.sync_directory(Path(self.path(digest)).parent)
 
     def remove(self, digest: str) -> None:
         """Raises NotFound if the blob is not there."""
-        path = self.path(digest)
+        path = Path(self.path(digest))
         try:
             with disk.named_failures(path):
                 path.unlink()
@@ -114,7 +115,7 @@ def hash_file(descriptor: int, hasher: hashlib._Hash) -> int:
 class BlobReader:
     """Random access to one blob, by descriptor: it stays readable when the blob is deleted meanwhile."""
 
-    def __init__(self, descriptor: int, path: Path, executor: Executor) -> None:
+    def __init__(self, descriptor: int, path: str, executor: Executor) -> None:
         self.size = os.fstat(descriptor).st_size
         self._descriptor = descriptor
         self._path = path
@@ -145,17 +146,18 @@ class BlobReader:
         # thread read whatever file has been given its number.
         with self._lock:
             if self._closed:
-                raise FailedPrecondition(f"content {self._path.name}: reader is closed")
+                raise FailedPrecondition(f"content {os.path.basename(self._path)}: reader is closed")
             self._busy += 1
         try:
-            with disk.named_failures(self._path):
-                data = os.pread(self._descriptor, size, offset)
-                while len(data) < size:
-                    more = os.pread(self._descriptor, size - len(data), offset + len(data))
-                    if not more:
-                        break
-                    data += more
-                return data
+            data = os.pread(self._descriptor, size, offset)
+            while len(data) < size:
+                more = os.pread(self._descriptor, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+            return data
+        except OSError as error:
+            raise disk.failure(error, Path(self._path)) from error
         finally:
             with self._lock:
                 self._busy -= 1
