@@ -6,6 +6,7 @@ Rule of containerd: 1 to 76 bytes of letters and digits, with single `.`, `_` or
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from orlop.errors import InvalidArgument
 
@@ -14,6 +15,7 @@ PATTERN = "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
 _GRAMMAR = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
 
 
+@lru_cache(maxsize=512)
 def validate(text: str, what: str = "") -> str:
     """Returns `text` if it is an identifier; raises InvalidArgument, its message led by `what`, if not."""
     prefix = f"{what}: " if what else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from orlop.core import identifiers
 from orlop.core.scope import Scope
 from orlop.errors import FailedPrecondition
@@ -22,7 +24,11 @@ def namespace_of(call: Call) -> str:
 
 def scope_of(call: Call) -> Scope:
     """The scope of `call`; raises as `namespace_of`."""
-    return Scope(namespace_of(call), call.metadata.get(LEASE_HEADER, ""))
+    return _scope(namespace_of(call), call.metadata.get(LEASE_HEADER, ""))
+
+
+_scope = lru_cache(maxsize=64)(Scope)
+"""The calls of a client share theirs."""
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
