@@ -181,6 +181,54 @@ async def test_who_applies_while_it_is_made_waits_for_it(world: World) -> None:
         faults.disarm()
 
 
+def several(count: int) -> list[bytes]:
+    return [gzip.compress(tar_of(DATA[number:]), 1) for number in range(count)]
+
+
+async def test_more_than_there_are_processors_for_wait_for_their_turn(world: World) -> None:
+    world.ahead._at_once = 1
+    blobs = several(4)
+    writers = [await world.writer(str(number)) for number in range(len(blobs))]
+    for writer, blob in zip(writers, blobs, strict=True):
+        await put(writer, blob)
+        assert sum(thread.name == "layer-ahead" for thread in threading.enumerate()) == 1
+    layers = [await writer.commit(len(blob)) for writer, blob in zip(writers, blobs, strict=True)]
+    await until(lambda: not threads())
+    assert world.sources == len(blobs)
+    world.store.readable = False
+    parent = ""
+    for number, layer in enumerate(layers):
+        descriptor = Descriptor(media.OCI_LAYER_GZIP, layer.digest, layer.size)
+        await world.applied(descriptor, str(number), parent)
+        parent = str(number)
+    await world.layered.driver.cleanup()
+    assert world.layered.kept == ["1", "2", "3", "4"]
+
+
+async def test_who_applies_one_that_waits_makes_it_by_himself(world: World) -> None:
+    world.ahead._at_once = 1
+    stalled = await world.writer("stalled")
+    await put(stalled, GZIP[:-PIECE])
+    layer = await world.write(several(1)[0] + b"\0", ref="waits")
+    assert (await world.applied(layer)).digest == digests.of(TAR)
+    assert not world.ahead._waiting
+    await stalled.close()
+
+
+async def test_those_that_wait_leave_nothing_open(world: World) -> None:
+    world.ahead._at_once = 1
+    before = len(os.listdir("/proc/self/fd"))
+    writers = [await world.writer(str(number)) for number in range(3)]
+    for writer in writers:
+        await put(writer, GZIP[:-PIECE])
+    await writers[1].close()
+    await world.ahead.close()
+    await writers[0].close()
+    await writers[2].close()
+    assert not world.ahead._waiting
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_one_that_cannot_be_made_is_made_when_it_is_applied(world: World) -> None:
     for fault in ("layers.ahead.made=error(EIO)", "snapshots.layers.synced=1*error(ENOSPC)"):
         faults.arm_from_environment(fault)

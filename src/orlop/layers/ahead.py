@@ -25,8 +25,10 @@ from orlop.layers.keep import Keepers
 from orlop.layers.media import Opening, source
 from orlop.layers.pipeline import Ahead, Digester
 
-BEGIN = 1 << 20
+BEGIN = 1 << 16
 """Bytes of a blob that have arrived before a layer is made of it: small ones are made soon enough."""
+WAITING_LIMIT = 128
+"""Blobs of which layers are to be made, besides those of which they are: as many as an image has."""
 LIFE = 60.0
 """Seconds that a layer is kept for whoever applies its blob."""
 UNASKED_LIMIT = 3
@@ -53,6 +55,8 @@ class LayersAhead:
         self._at_once = max(os.cpu_count() or 1, 2)
         self._lock = threading.Lock()
         self._making: set[Making] = set()
+        self._waiting: dict[Making, None] = {}
+        """Those whose turn has not come, the first in front."""
         self._unasked: set[str] = set()
         """Blobs of which a layer was made, or is, and that nobody has applied yet."""
         self._in_vain = 0
@@ -67,7 +71,7 @@ class LayersAhead:
     def begin(self, writer: Writer) -> Making | None:
         """Begins to make a layer of what `writer` has got and will get; None where that is not done."""
         with self._lock:
-            if self._closed or self._in_vain >= UNASKED_LIMIT or len(self._making) >= self._at_once:
+            if self._closed or self._in_vain >= UNASKED_LIMIT or len(self._waiting) >= WAITING_LIMIT:
                 return None
             fd = writer.share()
             if fd < 0:
@@ -76,16 +80,22 @@ class LayersAhead:
                 os.close(fd)
                 return None
             making = Making(self, fd)
-            self._making.add(making)
-        making.thread.start()
+            self._waiting[making] = None
+            self._next()
         return making
+
+    def give_up(self, making: Making) -> None:
+        """Nothing is to be made of it."""
+        making.cancel()
+        with self._lock:
+            self._drop(making)
 
     def committed(self, making: Making, digest: str) -> None:
         """The blob of `making` is stored."""
         loop = asyncio.get_running_loop()
         making.ended = lambda: loop.call_soon_threadsafe(self._wait_for_somebody, digest)
         with self._lock:
-            if not self._closed:
+            if making in self._making or making in self._waiting:
                 self._unasked.add(digest)
                 making.commit(digest)
 
@@ -95,6 +105,7 @@ class LayersAhead:
             self._making.discard(making)
             if not is_kept:
                 self._unasked.discard(making.digest)
+            self._next()
         if is_kept:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the daemon
                 making.ended()
@@ -105,6 +116,8 @@ class LayersAhead:
             self._in_vain = 0
             self._unasked.discard(digest)
             making = next((one for one in self._making if one.digest == digest), None)
+            for one in [one for one in self._waiting if one.digest == digest]:
+                self._drop(one)  # who asks is served sooner by itself
         if making is not None:
             making.wait(stop)
 
@@ -113,6 +126,8 @@ class LayersAhead:
         with self._lock:
             self._closed = True
             making = list(self._making)
+            for one in list(self._waiting):
+                self._drop(one)
         for timer in self._timers.values():
             timer.cancel()
         for one in making:
@@ -120,6 +135,24 @@ class LayersAhead:
             await asyncio.to_thread(one.thread.join)
         if self._forgetting:
             await asyncio.wait(self._forgetting)
+
+    def _next(self) -> None:
+        """Begins with those whose turn has come: first those of which all is there. Called with the lock."""
+        while self._waiting and len(self._making) < self._at_once:
+            making = next((one for one in self._waiting if one.digest), next(iter(self._waiting)))
+            if self._in_vain >= UNASKED_LIMIT:
+                self._drop(making)
+                continue
+            del self._waiting[making]
+            self._making.add(making)
+            making.thread.start()
+
+    def _drop(self, making: Making) -> None:
+        """Called with the lock; one that has begun ends by itself."""
+        if making in self._waiting:
+            del self._waiting[making]
+            self._unasked.discard(making.digest)
+            making.close()
 
     def _wait_for_somebody(self, digest: str) -> None:
         if digest in self._unasked and not self._closed:
@@ -170,6 +203,9 @@ class Making:
             self._stop.set()
             self._changed.notify_all()
 
+    def close(self) -> None:
+        os.close(self._fd)
+
     def wait(self, stop: threading.Event) -> None:
         while self.thread.is_alive() and not stop.is_set():
             self.thread.join(0.1)
@@ -184,7 +220,7 @@ class Making:
         except (OrlopError, OSError) as error:
             _log.debug("a layer is not made ahead of its being applied: %s", error)
         finally:
-            os.close(self._fd)
+            self.close()
             self._ahead.forget(self, is_kept=is_kept)
 
     def _make(self, place: LayerPlace) -> bool:
@@ -277,7 +313,7 @@ class _WatchedWriter:
 
     def _give_up(self) -> None:
         if self._making is not None:
-            self._making.cancel()
+            self._ahead.give_up(self._making)
             self._making = None
 
 
