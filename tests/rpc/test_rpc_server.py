@@ -73,6 +73,20 @@ async def test_the_socket_and_a_new_parent_get_the_owner_that_is_asked_for(engin
     await server.stop()
 
 
+async def test_whoever_connects_is_told_of(tmp_path: Path) -> None:
+    told: list[int] = []
+    server = GrpcServer("native", on_connection=lambda: told.append(1))
+    await server.start(str(tmp_path / "s"))
+    for count in (1, 2):
+        _, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        async with asyncio.timeout(20):
+            while len(told) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        writer.close()
+    await server.stop()
+    assert len(told) == 2
+
+
 @engine
 async def test_an_old_socket_is_replaced(engine: str, tmp_path: Path) -> None:
     address = tmp_path / "s"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
@@ -78,13 +78,18 @@ def services_of(instances: Iterable[Any]) -> list[Service]:
 
 
 class GrpcListener:
-    def __init__(self, config: GrpcConfig, services: Iterable[Service]) -> None:
+    def __init__(
+        self, config: GrpcConfig, services: Iterable[Service], on_connection: Callable[[], None] | None = None
+    ) -> None:
         from orlop.rpc.server import GrpcServer
 
         self.address = config.address
         self._owner = (config.uid, config.gid)
         self._server = GrpcServer(
-            config.engine, max_receive=config.max_recv_message_size, max_send=config.max_send_message_size
+            config.engine,
+            max_receive=config.max_recv_message_size,
+            max_send=config.max_send_message_size,
+            on_connection=on_connection,
         )
         for service in services:
             self._server.add(service)
@@ -115,7 +120,9 @@ class TtrpcListener:
 
 
 async def _grpc(context: InitContext) -> Listener:
-    return GrpcListener(context.config, services_of(context.get_all(PluginType.GRPC).values()))
+    tasks = context.get_all(PluginType.RUNTIME).get("task")
+    services = services_of(context.get_all(PluginType.GRPC).values())
+    return GrpcListener(context.config, services, tasks.expect_start if tasks is not None else None)
 
 
 async def _grpc_tcp(context: InitContext) -> Listener:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Self
 
@@ -25,11 +25,14 @@ _FAREWELL_SECONDS = 1.0
 
 
 class NativeEngine:
-    def __init__(self, services: Iterable[Service], limits: Limits) -> None:
+    def __init__(
+        self, services: Iterable[Service], limits: Limits, on_connection: Callable[[], None] | None = None
+    ) -> None:
         services = tuple(services)
         self._services = {service.name: service for service in services}
         self._methods = paths(services)
         self._limits = limits
+        self._on_connection = on_connection
         self._allowed = Allowance(message=limits.receive, headers=MAX_METADATA, streams=MAX_STREAMS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: asyncio.Server | None = None
@@ -69,6 +72,8 @@ class NativeEngine:
     def _connected(self, one: Connection) -> None:
         self._connections.add(one)
         self._deserted.clear()
+        if self._on_connection is not None:
+            self._on_connection()
 
     def _disconnected(self, one: Connection) -> None:
         self._connections.discard(one)

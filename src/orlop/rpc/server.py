@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,11 +36,14 @@ class GrpcServer:
         *,
         max_receive: int = DEFAULT_MESSAGE_SIZE,
         max_send: int = DEFAULT_MESSAGE_SIZE,
+        on_connection: Callable[[], None] | None = None,
     ) -> None:
+        """`on_connection` is called for each client that connects (by the native engine alone)."""
         if engine not in ("native", "grpcio"):
             raise InvalidArgument(f'gRPC engine "{engine}" is neither native nor grpcio')
         self._engine_name = engine
         self._limits = Limits(max_receive, max_send)
+        self._on_connection = on_connection
         self._services: dict[str, Service] = {}
         self._engine: Engine | None = None
         self._place: _Place | None = None
@@ -96,7 +100,7 @@ class GrpcServer:
             return GrpcioEngine(services, self._limits)
         from orlop.rpc.native import NativeEngine
 
-        return NativeEngine(services, self._limits)
+        return NativeEngine(services, self._limits, self._on_connection)
 
 
 @dataclass(frozen=True, slots=True)

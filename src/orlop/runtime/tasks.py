@@ -89,8 +89,12 @@ class TaskManager:
         self._busy: set[tuple[str, str]] = set()
         self._owner = Owner()
 
-    async def create(self, scope: Scope, new: NewTask) -> int:
+    def expect_start(self) -> None:
+        """Prepares for the start of a container or an exec, which may come or not. Returns at once."""
         self._moves.expect()
+
+    async def create(self, scope: Scope, new: NewTask) -> int:
+        self.expect_start()
         container = await self._containers.get(scope, new.container_id)
         options = runc_options(new.options, container.runtime.name)
         restore = restore_path(new, options)
@@ -291,7 +295,7 @@ class TaskManager:
     async def exec(self, scope: Scope, container_id: str, exec_id: str, spec: Typed | None, io: IO) -> None:
         if not exec_id:
             raise InvalidArgument.verbatim("exec id cannot be empty")
-        self._moves.expect()
+        self.expect_start()
         shim = await self._shim(scope, container_id)
         try:
             identifiers.validate(exec_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ class Cgroup:
 
 def own_procs() -> str:
     """The path of the `cgroup.procs` of a cgroup that this process is in. Raises OSError if none can be seen."""
-    unified, hierarchies = _hierarchies()
+    unified, hierarchies = _hierarchies_at_first()
     for line in os.fsdecode(files.read("/proc/self/cgroup")).splitlines():
         _, names, path = line.split(":", 2)
         hierarchy = hierarchies.get(names.split(",")[0]) if names else unified
@@ -67,6 +68,10 @@ def _hierarchies() -> tuple[tuple[str, str] | None, dict[str, tuple[str, str]]]:
             for name in options.split(","):
                 controllers.setdefault(name, (point, root))
     return unified, controllers
+
+
+_hierarchies_at_first = functools.cache(_hierarchies)
+"""They stay where they are, and a host with many containers has a long list of mounts."""
 
 
 def _below(hierarchy: tuple[str, str], path: str) -> str:
