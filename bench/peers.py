@@ -162,6 +162,9 @@ def peers(options: argparse.Namespace) -> Iterator[tuple[Peer, Peer]]:
         ("orlop", works[0], [str(orlopd), "--config", str(configs[0])]),
         ("containerd", works[1], [options.containerd, "--config", str(configs[1])]),
     ):
+        # On a host the state is below /run, in memory.
+        (work / "state").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=711", "tmpfs", work / "state"], check=True)
         directories = ["--root", f"{work}/root", "--state", f"{work}/state", "--address", f"{work}/s.sock"]
         made.append(Peer(name, work, [*command, *directories], options.ctr))
     try:
