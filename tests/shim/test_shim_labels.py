@@ -45,8 +45,21 @@ def test_a_profile_has_to_be_loaded(tmp_path: Path) -> None:
 def test_a_label_needs_a_kernel_with_selinux(tmp_path: Path, spec: dict[str, object]) -> None:
     with pytest.raises(FailedPrecondition, match='SELinux label "a:b:c:s0": this kernel has no SELinux'):
         refuse(tmp_path, **spec)
-    (tmp_path / "selinux").write_text("0")
+    (tmp_path / "selinux").mkdir()
+    (tmp_path / "selinux/enforce").write_text("0")
     refuse(tmp_path, **spec)
+    assert (tmp_path / "selinux/context").read_text() == "a:b:c:s0"
+
+
+def test_a_label_has_to_be_one_of_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "selinux").mkdir()
+    (tmp_path / "selinux/enforce").write_text("1")
+    (tmp_path / "selinux/context").symlink_to("/proc/self/oom_score_adj")  # what is no number is invalid there
+    with pytest.raises(FailedPrecondition, match='SELinux label "a:b:c:s0": the policy in force does not know it'):
+        refuse(tmp_path, process={"selinuxLabel": "a:b:c:s0"})
+    (tmp_path / "selinux/context").unlink()
+    (tmp_path / "selinux/context").mkdir()  # which label is known cannot be asked here
+    refuse(tmp_path, process={"selinuxLabel": "a:b:c:s0"})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Runtimes cannot be left to do it: crun passes over SELinux labels, and what the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -13,7 +14,7 @@ from orlop.shim import files
 
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"
 _PROFILES = "/sys/kernel/security/apparmor/profiles"
-_SELINUX = "/sys/fs/selinux/enforce"
+_SELINUX = "/sys/fs/selinux"
 _MARKS = (b'"apparmorProfile"', b'"selinuxLabel"', b'"mountLabel"')
 _NONE = ("", "unconfined")
 
@@ -33,10 +34,8 @@ def refuse_missing(
     if isinstance(profile, str) and profile not in _NONE:
         _refuse_profile(profile, apparmor, profiles)
     for label in labels:
-        if label and not os.path.exists(selinux):
-            raise FailedPrecondition(
-                f'SELinux label "{label}": this kernel has no SELinux, or it is off ({selinux} is not there)'
-            )
+        if isinstance(label, str) and label:
+            _refuse_label(label, selinux)
 
 
 def _refuse_profile(profile: str, apparmor: str, profiles: str) -> None:
@@ -47,6 +46,18 @@ def _refuse_profile(profile: str, apparmor: str, profiles: str) -> None:
     loaded = [line.rpartition(" (")[0] for line in _read(profiles).splitlines()]
     if loaded and profile not in loaded and not profile.startswith(":"):  # a colon: one of another namespace
         raise FailedPrecondition(f'AppArmor profile "{profile}" is not loaded (apparmor_parser --replace loads it)')
+
+
+def _refuse_label(label: str, selinux: str) -> None:
+    if not os.path.exists(f"{selinux}/enforce"):
+        raise FailedPrecondition(
+            f'SELinux label "{label}": this kernel has no SELinux, or it is off ({selinux}/enforce is not there)'
+        )
+    try:
+        files.write(f"{selinux}/context", label.encode())
+    except OSError as error:  # another one than this says nothing about the label: it is left to the runtime
+        if error.errno == errno.EINVAL:
+            raise FailedPrecondition(f'SELinux label "{label}": the policy in force does not know it') from None
 
 
 def _read(path: str) -> str:
