@@ -11,6 +11,8 @@ Only `rpc/` turns them into a status.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import ClassVar, Self
 
 
@@ -141,6 +143,16 @@ KINDS: dict[int, type[OrlopError]] = {
         Unauthenticated,
     )
 }
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What system calls answer on a full disk, or beyond a quota."""
+
+
+def of_call(error: OSError, what: str) -> OrlopError:
+    """What a system call's failure is told as: `what`, and why. ResourceExhausted on a full disk, else Unknown."""
+    why = os.strerror(error.errno).lower() if error.errno else str(error)
+    return (ResourceExhausted if error.errno in NO_ROOM else Unknown).verbatim(f"{what}: {why}")
 
 
 def from_status(code: int, message: str) -> OrlopError:

@@ -126,6 +126,7 @@ def test_what_a_registry_does_not_have_is_told(orlop: Orlop, registry: Registry,
     nobody = f"127.0.0.1:{real_registry.free_port()}"
     refused = orlop("pull", f"{nobody}/x:1", status=1)
     assert nobody in refused.stderr
+    assert "kept" not in refused.stderr
     assert (
         "--platform and --all-platforms exclude"
         in orlop("pull", "--platform", "linux", "--all-platforms", "x", status=1).stderr
@@ -382,6 +383,9 @@ def test_an_interrupted_pull_says_that_it_goes_on_and_does(orlop: Orlop, name: s
         reference = f"127.0.0.1:{server.server_address[1]}/{name}:1"
         process = orlop.start("pull", "--plain-http", reference)
         assert server.halted.wait(60)
+        assert process.stderr is not None
+        while b"downloading" not in process.stderr.readline():
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=60)
         assert process.returncode == 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -396,14 +397,15 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(
     assert not parser.is_within
 
 
-@given(st.integers(MAX_PAYLOAD + 1, MAX_PAYLOAD + 100), st.integers(1, 1 << 20))
+@given(st.integers(MAX_PAYLOAD + 1, MAX_PAYLOAD + 100), st.integers(1, 100), st.integers(1 << 14, 1 << 20))
 @settings(max_examples=20, deadline=None)
-def test_the_parser_drops_what_is_too_large_without_keeping_it(length: int, cut: int) -> None:
+def test_the_parser_drops_what_is_too_large_without_keeping_it(length: int, first: int, cut: int) -> None:
+    """Whatever way the header is cut, and the rest in pieces as sockets give them."""
     data = HEADER.pack(length, 3, 1, 0) + bytes(length) + frame(5, 1, b"next")
     parser = FrameParser()
     heard: list[Frame] = []
-    for at in range(0, len(data), cut):
-        heard += parser.feed(data[at : at + cut])
+    for start, end in itertools.pairwise([0, *range(first, len(data), cut), len(data)]):
+        heard += parser.feed(data[start:end])
         assert len(parser._buffer) < 64
     assert heard == [Frame(3, 1, 0, b"", oversize=length), Frame(5, 1, 0, b"next")]
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import click
@@ -55,12 +56,12 @@ async def pull(
         raise InvalidArgument.verbatim("--platform and --all-platforms exclude each other")
     full = names.normalize(name)
     wanted = [] if everything else [platform.parse(text) for text in platforms] or [platform.host()]
-    with _interruptible(full, "pull"), progress.display(quiet=quiet) as display:
+    with _interruptible(full, "pull") as moved, progress.display(quiet=quiet) as display:
         async with client.lease() as scope:
             unpacks = [UnpackRequest(one, await client.snapshotter()) for one in _unpacked(wanted)] if unpack else []
             end = StoreEnd(full, platforms=wanted, unpacks=unpacks)
             # Of several platforms not all are unpacked, and nobody tells which layers are of which.
-            told = _Told(display, "pulling", full, unpacks=0 < len(unpacks) == len(wanted))
+            told = _Told(display, "pulling", full, moved, unpacks=0 < len(unpacks) == len(wanted))
             await client.transfer.pull(scope, RegistryEnd(full, options), end, told)
             image = await client.images.get(scope, full)
     if platforms or (unpack and not told.extracted):
@@ -110,8 +111,8 @@ async def push(
         if not all(edition.is_complete for edition in survey.editions):
             wanted = [platform.host()]
             click.echo(f"orlop: {image.name}: not all platforms are here; pushing {wanted[0]}", err=True)
-    with _interruptible(full, "push"), progress.display(quiet=quiet) as display:
-        told = _Told(display, "pushing", full, unpacks=False)
+    with _interruptible(full, "push") as moved, progress.display(quiet=quiet) as display:
+        told = _Told(display, "pushing", full, moved, unpacks=False)
         source = StoreEnd(image.name, platforms=wanted)
         async with client.lease() as scope:
             await client.transfer.push(scope, source, RegistryEnd(full, options), told)
@@ -119,25 +120,36 @@ async def push(
     return 0
 
 
+@dataclass(slots=True)
+class _Moved:
+    """Whether anything of an image has gone from one end to the other."""
+
+    anything: bool = False
+
+
 @contextmanager
-def _interruptible(name: str, verb: str) -> Iterator[None]:
+def _interruptible(name: str, verb: str) -> Iterator[_Moved]:
     """Tells what an interrupt, or a registry that went away, leaves."""
     kept = "What has arrived is kept" if verb == "pull" else "What the registry has taken it keeps"
     hint = f"{kept}: 'orlop {verb} {names.familiar(name)}' goes on from there."
+    moved = _Moved()
     try:
-        yield
+        yield moved
     except asyncio.CancelledError:
-        click.echo(f"orlop: interrupted. {hint}", err=True)
+        click.echo(f"orlop: interrupted. {hint}" if moved.anything else "orlop: interrupted.", err=True)
         raise
     except Unavailable as error:
+        if not moved.anything:
+            raise
         raise type(error).verbatim(f"{error}\n{hint}") from None
 
 
 class _Told:
     """What the daemon tells of a transfer, as a display shows it: layers only, and the whole."""
 
-    def __init__(self, display: Display, verb: str, name: str, *, unpacks: bool) -> None:
+    def __init__(self, display: Display, verb: str, name: str, moved: _Moved, *, unpacks: bool) -> None:
         self._display = display
+        self._moved = moved
         self._unpacks = unpacks
         self.extracted = False
         self.root = ""
@@ -146,6 +158,7 @@ class _Told:
 
     def __call__(self, told: Progress) -> None:
         layer = told.descriptor
+        self._moved.anything |= told.progress > 0
         if layer is not None and told.event.startswith("Completed push"):
             self.root = layer.digest
         if layer is None or not media.is_layer(layer.media_type):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from orlop.core.diff import NeedsLower
-from orlop.errors import ResourceExhausted, Unknown
+from orlop.errors import Unknown, of_call
 from orlop.layers import copy, tar, tree
 from orlop.layers.tar import Entry, TarReader
 from orlop.layers.tree import Path, Tree, shown
@@ -365,9 +365,7 @@ def device(entry: Entry) -> int:
 def refuse(entry: Entry, error: OSError) -> NoReturn:
     """Raises what a client is told of a call that failed for `entry`."""
     what = error.filename if isinstance(error.filename, str) and error.filename.startswith("setxattr") else "apply"
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
-    kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unknown
-    raise kind.verbatim(f'failed to {what} "{_text(entry.name)}": {reason}') from error
+    raise of_call(error, f'failed to {what} "{_text(entry.name)}"') from error
 
 
 def _text(name: bytes) -> str:

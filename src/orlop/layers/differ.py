@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
-import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ from orlop.core.layer import LayerPlace
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
 from orlop.core.typed import Typed
-from orlop.errors import AlreadyExists, Canceled, NotFound, OrlopError, ResourceExhausted, Unimplemented, Unknown
+from orlop.errors import AlreadyExists, Canceled, NotFound, OrlopError, Unimplemented, Unknown, of_call
 from orlop.layers import apply as application
 from orlop.layers import compare as comparison
 from orlop.layers import keep, media, processors, syncing
@@ -181,9 +179,7 @@ class WalkingDiffer:
             try:
                 return self._keep(chunks, stages, mounts, sync_fs, source, into, stop)
             except OSError as error:
-                kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unknown
-                reason = os.strerror(error.errno).lower() if error.errno else str(error)
-                raise kind.verbatim(f"failed to store layer: {reason}") from error
+                raise of_call(error, "failed to store layer") from error
 
     def _keep(
         self,

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 
-from orlop.errors import DeadlineExceeded, OrlopError, ResourceExhausted, Unavailable, Unknown, from_status
+from orlop.errors import NO_ROOM, DeadlineExceeded, OrlopError, ResourceExhausted, Unavailable, Unknown, from_status
 
 __all__ = ["DEADLINE_TEXT", "from_status", "status_of"]
 
@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 CANCELED_TEXT = "context canceled"
 DEADLINE_TEXT = "context deadline exceeded"
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -46,7 +45,7 @@ def _of_os_error(error: OSError, number: int) -> tuple[int, str]:
     text = error.strerror or os.strerror(number)
     if error.filename is not None:
         text = f"{text}: {os.fsdecode(error.filename)}"
-    if number in _NO_ROOM:
+    if number in NO_ROOM:
         return ResourceExhausted.code, text
     if number in _NO_DESCRIPTORS:
         return Unavailable.code, text

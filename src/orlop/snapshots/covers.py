@@ -24,7 +24,7 @@ from orlop.erofs.inode import Inode
 from orlop.erofs.layout import Damaged, Unrepresentable
 from orlop.erofs.reader import ImageReader
 from orlop.erofs.writer import ImageWriter
-from orlop.errors import DataLoss, ResourceExhausted, Unavailable, Unknown
+from orlop.errors import DataLoss, Unavailable, of_call
 from orlop.mounts import overlay
 from orlop.mounts import syscalls as sc
 from orlop.snapshots.layer_mounts import LayerMounts
@@ -93,8 +93,7 @@ class Covers:
         except (Damaged, Unrepresentable) as error:
             raise DataLoss(f"layer index {index}: {error}") from error
         except OSError as error:
-            kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unknown
-            raise kind(f"failed to cover layer index {index}: {(error.strerror or str(error)).lower()}") from error
+            raise of_call(error, f"failed to cover layer index {index}") from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(made)

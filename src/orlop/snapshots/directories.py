@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -23,7 +22,7 @@ from typing import ClassVar
 from orlop import faults
 from orlop.core.mount import Mount
 from orlop.core.snapshot import EXTRACTING, Kind, SnapshotInfo, Usage
-from orlop.errors import FailedPrecondition, OrlopError, ResourceExhausted
+from orlop.errors import NO_ROOM, FailedPrecondition, OrlopError, of_call
 from orlop.snapshots import trees
 from orlop.snapshots.storage import Record, Records
 
@@ -223,9 +222,9 @@ def _needing_room(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
-        raise ResourceExhausted.verbatim(f"{what}: no space left on device") from error
+        raise of_call(error, what) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -10,7 +10,6 @@ is gone then, where whiteouts in the middle of a chain would need directories be
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ from orlop import faults
 from orlop.core.snapshot import Usage
 from orlop.erofs.layout import Damaged, Unrepresentable
 from orlop.erofs.merge import merge
-from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unavailable, Unknown
+from orlop.errors import DataLoss, FailedPrecondition, Unavailable, of_call
 from orlop.snapshots import trees
 from orlop.snapshots.directories import sync_directory
 from orlop.snapshots.layer_mounts import LayerMounts
@@ -122,8 +121,7 @@ class MergedLayers:
                 f"{len(layers)} layers cannot be merged, and are too many else: {error}"
             ) from error
         except OSError as error:
-            kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unknown
-            raise kind(f"failed to merge {len(layers)} layers: {(error.strerror or str(error)).lower()}") from error
+            raise of_call(error, f"failed to merge {len(layers)} layers") from error
         finally:
             self._discard(made.name)
 
