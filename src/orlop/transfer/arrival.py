@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from orlop.errors import Unavailable
+from orlop.errors import Canceled, Unavailable
 
 _PIECE = 1 << 18
 
@@ -64,27 +64,40 @@ class Arrival:
     def follow(self) -> Follower | None:
         """A reader of all bytes as they arrive; None where they cannot be read here: before, or when it is over."""
         with self._changed:
-            return Follower(os.dup(self._file), self._await) if self._file >= 0 else None
+            return Follower(os.dup(self._file), self) if self._file >= 0 else None
 
-    def _await(self, at: int) -> int:
-        """Waits for more than `at` bytes, or for the end; returns how many there are."""
+    def wait_for_more(self, at: int, follower: Follower) -> int:
+        """Waits for more than `at` bytes, or for the end; returns how many there are. Raises as a follower does."""
         with self._changed:
-            self._changed.wait_for(lambda: self.offset > at or self._ended)
+            self._changed.wait_for(lambda: self.offset > at or self._ended or follower.is_abandoned)
+            if follower.is_abandoned:
+                raise Canceled("layer")
             if self.is_broken:
                 raise Unavailable("layer: the rest of it did not arrive")
             return self.offset
+
+    def wake(self) -> None:
+        """Has those who wait look again."""
+        with self._changed:
+            self._changed.notify_all()
 
 
 class Follower:
     """Iterated in a thread, which it blocks. Raises Unavailable where the rest does not come. Close it."""
 
-    def __init__(self, file: int, arrived: Callable[[int], int]) -> None:
+    def __init__(self, file: int, arrival: Arrival) -> None:
         self._file = file
-        self._arrived = arrived
+        self._arrival = arrival
+        self.is_abandoned = False
+
+    def abandon(self) -> None:
+        """The iteration ends by Canceled, also where it waits for bytes that may be long in coming."""
+        self.is_abandoned = True
+        self._arrival.wake()
 
     def __iter__(self) -> Iterator[bytes]:
         at = 0
-        while (until := self._arrived(at)) > at:
+        while (until := self._arrival.wait_for_more(at, self)) > at:
             while at < until:
                 data = os.pread(self._file, min(_PIECE, until - at), at)
                 at += len(data)

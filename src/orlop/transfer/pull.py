@@ -341,8 +341,15 @@ class _Layers:
         follower = arrival.follow()
         if follower is None:
             return None
+        applying = asyncio.ensure_future(self._differ.apply_stream(layer, follower, mounts))
         try:
-            return await self._differ.apply_stream(layer, follower, mounts)
+            return await asyncio.shield(applying)
+        except asyncio.CancelledError:
+            # The differ's thread may wait for bytes, whose fetch ends only after this.
+            follower.abandon()
+            applying.cancel()
+            await asyncio.gather(applying, return_exceptions=True)
+            raise
         except NeedsLower:
             raise
         except Unimplemented:
