@@ -46,6 +46,7 @@ class DirectorySnapshotter(ABC):
         self.root = root
         self._snapshots = root / "snapshots"
         self._snapshots.mkdir(mode=0o700, exist_ok=True)
+        self._prefix = f"{self._snapshots}/"
         self._sync_remove = sync_remove
         self._making: set[str] = set()
         self._removing = threading.Lock()
@@ -112,7 +113,7 @@ class DirectorySnapshotter(ABC):
         return record.info
 
     def _directory(self, id: int) -> str:
-        return str(self._snapshots / str(id))
+        return f"{self._prefix}{id}"
 
     def _create(self, kind: Kind, key: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         with _needing_room("failed to create snapshot"), self._temporary_directory() as directory:
@@ -172,8 +173,8 @@ class DirectorySnapshotter(ABC):
 
     def _cleanup(self) -> None:
         with self._removing:
-            # The transaction keeps a snapshot that is just being made from getting its final name in between.
-            with self._records.transaction():
+            # A snapshot that is just being made does not get its final name in between.
+            with self._records.reading():
                 known = {str(id) for id in self._records.ids()}
                 gone = [name for name in os.listdir(self._snapshots) if name not in known | self._making]
             for name in gone:
@@ -196,16 +197,18 @@ class DirectorySnapshotter(ABC):
 
     @contextlib.contextmanager
     def _temporary_directory(self) -> Iterator[str]:
+        """A new directory, which has got its final name when all has gone well."""
         # Named before it is there, so that a cleanup never sees one it does not know.
         name = f"new-{os.urandom(8).hex()}"
         self._making.add(name)
-        directory = str(self._snapshots / name)
+        directory = self._prefix + name
         try:
             os.mkdir(directory, 0o700)
             yield directory
-        finally:
-            # Where it got its final name, nothing is left under this one.
+        except BaseException:
             self._discard(directory)
+            raise
+        finally:
             self._making.discard(name)
 
 

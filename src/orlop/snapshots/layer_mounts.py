@@ -34,6 +34,7 @@ class LayerMounts:
         self, directory: Path, files: Callable[[int], tuple[str, Sequence[str]]], *, direct: bool = False
     ) -> None:
         self._directory = directory
+        self._prefix = f"{directory}/"
         self._files = files
         self._direct = direct
         self._lock = threading.Lock()
@@ -43,7 +44,7 @@ class LayerMounts:
         """Of those, the ones that are read through the page cache of their tars."""
 
     def path(self, id: int) -> str:
-        return str(self._directory / str(id))
+        return f"{self._prefix}{id}"
 
     def ensure(self, ids: Iterable[int]) -> None:
         """All of `ids` are mounted on return. Raises DataLoss, naming the layer, for one whose files are damaged."""

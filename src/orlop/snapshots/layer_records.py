@@ -91,7 +91,7 @@ class LayerRecords:
 
     def snapshot(self, id: int) -> Files | None:
         """The files of the snapshot `id` if it is active."""
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             row = connection.execute(
                 "SELECT layer FROM snapshots WHERE id = ? AND kind = ?", (id, int(Kind.ACTIVE))
             ).fetchone()
@@ -103,7 +103,7 @@ class LayerRecords:
             connection.execute("UPDATE snapshots SET unpacked = ? WHERE id = ?", (reason, snapshot))
 
     def key(self, id: int) -> str | None:
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             row = connection.execute("SELECT key FROM snapshots WHERE id = ?", (id,)).fetchone()
             return None if row is None else str(row[0])
 
@@ -129,18 +129,18 @@ class LayerRecords:
             )
 
     def all(self) -> list[Layer]:
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             return [_layer(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM layers ORDER BY id")]  # noqa: S608
 
     def in_use(self) -> dict[int, int]:
         """The layer of each snapshot that is, or is below, an active one or a view; those without one are left out."""
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             rows = connection.execute(_CHAINS_IN_USE, (int(Kind.COMMITTED),))
             return {int(id): int(layer) for id, layer in rows}
 
     def snapshots(self) -> set[int]:
         """The snapshots that have a layer."""
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             return {int(row[0]) for row in connection.execute("SELECT id FROM snapshots WHERE layer IS NOT NULL")}
 
     def drop_unused(self, expected: Container[int] = ()) -> list[int]:
@@ -154,12 +154,12 @@ class LayerRecords:
 
     def is_counted_at(self, files: Files) -> bool:
         """Whether a layer's disk counts for this one of its snapshots: the oldest."""
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             row = connection.execute("SELECT min(id) FROM snapshots WHERE layer = ?", (files.layer,)).fetchone()
             return row is not None and row[0] == files.id
 
     def _one(self, condition: str, value: int | str) -> Layer | None:
-        with self.transaction() as connection:
+        with self._records.reading() as connection:
             row = connection.execute(f"SELECT {_COLUMNS} FROM layers WHERE {condition}", (value,)).fetchone()  # noqa: S608
             return None if row is None else _layer(row)
 

@@ -7,7 +7,6 @@ thread at a time. Changes become durable in the order in which they were made.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import threading
@@ -123,14 +122,20 @@ class Records:
 
         It is durable on return, or else with the next change that is. Raises ResourceExhausted for a full disk.
         """
+        with self.reading() as connection:
+            try:
+                with self._whole(connection, durable=durable):
+                    yield connection
+            except apsw.FullError as error:
+                raise ResourceExhausted.verbatim("snapshot records: no space left on device") from error
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """Nobody else reads or writes meanwhile, so that reads need no transaction to fit together."""
         with self._lock:
             if self._connection is None:
                 raise Unavailable("snapshotter is closed")
-            try:
-                with self._whole(self._connection, durable=durable):
-                    yield self._connection
-            except apsw.FullError as error:
-                raise ResourceExhausted.verbatim("snapshot records: no space left on device") from error
+            yield self._connection
 
     @contextlib.contextmanager
     def _whole(self, connection: apsw.Connection, *, durable: bool) -> Iterator[None]:
@@ -157,12 +162,11 @@ class Records:
 
     def get(self, key: str) -> Record:
         """Raises NotFound."""
-        with self.transaction() as connection:
+        with self.reading() as connection:
             row = connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE s.key = ?", (key,)).fetchone()
             if row is None:
                 raise NotFound("snapshot does not exist")
-            record = _record(row)
-            return dataclasses.replace(record, parents=self._parents(connection, record.id))
+            return _record(row, self._parents(connection, row[0]))
 
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Record:
         """A new active snapshot or view. Raises AlreadyExists, NotFound or InvalidArgument (the parent)."""
@@ -180,7 +184,7 @@ class Records:
         """The id of `parent`, if it is not empty. Raises as `create`."""
         if not key:
             raise Unknown("bucket name required")
-        with self.transaction() as connection:
+        with self.reading() as connection:
             id = None
             if parent:
                 row = connection.execute("SELECT id, kind FROM snapshots WHERE key = ?", (parent,)).fetchone()
@@ -260,7 +264,7 @@ class Records:
 
     def all(self) -> list[Record]:
         """Every snapshot, parents before children."""
-        with self.transaction() as connection:
+        with self.reading() as connection:
             rows = connection.execute(
                 "WITH RECURSIVE tree (id, depth) AS (SELECT id, 0 FROM snapshots WHERE parent IS NULL UNION ALL "  # noqa: S608
                 "SELECT child.id, tree.depth + 1 FROM snapshots AS child JOIN tree ON child.parent = tree.id) "
@@ -269,7 +273,7 @@ class Records:
         return [_record(row) for row in rows]
 
     def ids(self) -> set[int]:
-        with self.transaction() as connection:
+        with self.reading() as connection:
             return {row[0] for row in connection.execute("SELECT id FROM snapshots")}
 
     def close(self) -> None:
@@ -292,7 +296,7 @@ class Records:
                 connection.execute(f"PRAGMA user_version = {step + 1}")
 
     @staticmethod
-    def _parents(connection: apsw.Connection, id: int) -> tuple[Files, ...]:
+    def _parents(connection: apsw.Connection, id: Any) -> tuple[Files, ...]:
         rows = connection.execute(
             "WITH RECURSIVE chain (id, depth) AS (SELECT parent, 1 FROM snapshots WHERE id = ? UNION ALL "  # noqa: S608
             "SELECT s.parent, chain.depth + 1 FROM snapshots AS s JOIN chain ON s.id = chain.id) "
@@ -335,10 +339,10 @@ def merged_labels(old: SnapshotInfo, new: SnapshotInfo, fields: Sequence[str] | 
     return {key: value for key, value in labels.items() if value}
 
 
-def _record(row: apsw.SQLiteValues) -> Record:
+def _record(row: apsw.SQLiteValues, parents: tuple[Files, ...] = ()) -> Record:
     key, kind, parent, labels, size, inodes, created_at, updated_at, unpacked = row[4:]
     info = SnapshotInfo(str(key), Kind(kind), str(parent or ""), json.loads(str(labels)), created_at, updated_at)  # type: ignore[arg-type]
-    return Record(_files(*row[:4]), info, Usage(size, inodes), unpacked=str(unpacked))  # type: ignore[arg-type]
+    return Record(_files(*row[:4]), info, Usage(size, inodes), parents, str(unpacked))  # type: ignore[arg-type]
 
 
 def _files(id: Any, layer: Any, bare: Any, implied: Any) -> Files:
