@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 from orlop.errors import Internal, InvalidArgument, OrlopError, ResourceExhausted, Unimplemented
 from orlop.rpc.http2.hpack import Fields
 
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_TIMEOUT_DIGITS = 8
+_TEXT, _PSEUDO, _BINARY, _WRONG = range(4)
 _CONTENT_TYPE = "application/grpc"
 
 
@@ -18,8 +20,7 @@ class Malformed(Exception):
     """The headers are none of a request: the stream is reset."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """A request's headers: the method's full name, the first value of each header, seconds until nobody waits.
 
     `refusal` is why the call cannot be served, with the status of HTTP that goes along.
@@ -36,14 +37,15 @@ def head_of(fields: Fields, *, whole: bool) -> Head:
     pseudo: dict[str, str] = {}
     headers: dict[str, str] = {}
     for name, value in fields:
-        if name.startswith(":"):
+        kind = _kind(name)
+        if kind == _TEXT:
+            headers.setdefault(name, value)
+        elif kind == _PSEUDO:
             if name in pseudo or headers:
                 raise Malformed(f"{name} is there twice, or where it cannot be")
             pseudo[name] = value
-        elif not name or name != name.lower():
+        elif kind == _WRONG:
             raise Malformed(f'a header has the name "{name}"')
-        elif not name.endswith("-bin"):
-            headers.setdefault(name, value)
     metadata = MappingProxyType(headers)
     path = pseudo.get(":path", "")
     if not whole:
@@ -56,6 +58,15 @@ def head_of(fields: Fields, *, whole: bool) -> Head:
     except ValueError as malformed:
         return Head(path, metadata, refusal=(400, Internal.verbatim(f"malformed grpc-timeout: {malformed}")))
     return Head(path, metadata, timeout, _refusal(pseudo[":method"], headers))
+
+
+@lru_cache(maxsize=64)
+def _kind(name: str) -> int:
+    if name.startswith(":"):
+        return _PSEUDO
+    if not name or name != name.lower():
+        return _WRONG
+    return _BINARY if name.endswith("-bin") else _TEXT
 
 
 def _refusal(method: str, metadata: Mapping[str, str]) -> tuple[int, OrlopError] | None:

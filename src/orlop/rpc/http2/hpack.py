@@ -31,6 +31,8 @@ _STATIC: tuple[tuple[str, str], ...] = (
     *((name, "") for name in _NAMES.split()),
 )
 _STATIC_COUNT = len(_STATIC)
+_FIRST_DYNAMIC = 0x81 + _STATIC_COUNT
+"""The byte that stands for the newest field of the dynamic table; those for static fields come before it."""
 
 Fields = list[tuple[str, str]]
 
@@ -54,11 +56,17 @@ class Decoder:
         Raises ValueError if the block is broken; the connection is of no use then.
         """
         fields: Fields = []
-        room = self._max_size
+        room, table = self._max_size, self._table
         position, end = 0, len(block)
         while position < end:
             byte = block[position]
-            if byte & 0x80:
+            if 0x80 < byte < _FIRST_DYNAMIC:
+                field = _STATIC[byte - 0x81]
+                position += 1
+            elif _FIRST_DYNAMIC <= byte < 0xFF and byte - _FIRST_DYNAMIC < len(table):
+                field = table[byte - _FIRST_DYNAMIC]
+                position += 1
+            elif byte & 0x80:
                 index, position = _integer(block, position, 0x7F)
                 field = self._field(index)
             elif byte & 0xE0 == 0x20:
@@ -75,7 +83,7 @@ class Decoder:
                 field = (name, value)
                 if byte & 0x40:
                     self._insert(field)
-            room -= _size_of(field)
+            room -= len(field[0]) + len(field[1]) + _ENTRY_OVERHEAD
             if room >= 0:
                 fields.append(field)
         return fields, room >= 0
@@ -149,7 +157,11 @@ def _string(block: bytes, position: int) -> tuple[str, int]:
     if position >= len(block):
         raise ValueError("a header block ends before its string")
     coded = block[position] & 0x80
-    size, position = _integer(block, position, 0x7F)
+    size = coded ^ block[position]
+    if size < 0x7F:
+        position += 1
+    else:
+        size, position = _integer(block, position, 0x7F)
     data = block[position : position + size]
     if len(data) < size:
         raise ValueError("a header block ends within a string")
