@@ -100,8 +100,10 @@ def _run(config: Config) -> int:
     import uvloop
 
     from orlop.daemon import server
+    from orlop.daemon.threads import Threads
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_default_executor(Threads())
         runner.run(server.run(config))
     return 0
 
