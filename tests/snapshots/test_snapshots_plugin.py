@@ -74,3 +74,14 @@ async def test_introspection_says_which_form_layers_have_and_why(tmp_path: Path,
         assert given.meta.exports["layers_direct"] == ("false" if buffered else "true")
         assert given.meta.exports.get("layers_direct_why", "") == buffered
     await driver.close()
+
+
+def test_a_trial_of_mapped_ids_that_takes_too_long_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := idmap.why_not_mapped(tmp_path):
+        pytest.skip(f"no id-mapped mounts here: {why}")
+    monkeypatch.setenv("ORLOP_FAULTS", "shim.idmap.tried=stop")
+    monkeypatch.setattr(idmap, "_PROBE_TIMEOUT", 2.0)
+    assert "timed out" in idmap.why_not_mapped(tmp_path)
+    assert list(tmp_path.iterdir()) == []

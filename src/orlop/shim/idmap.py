@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from orlop import faults
 from orlop.errors import InvalidArgument, Unknown
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -191,6 +192,7 @@ def probe(directory: str) -> None:
     with user_namespace("0:666:1", "0:666:1") as namespace:
         mount_overlay(options, merged, namespace, mount)
     try:
+        faults.point("shim.idmap.tried")
         if os.stat(merged).st_uid != os.stat(upper).st_uid:
             raise Unknown("an overlay with mapped ids shows its upper directory with another owner")
     finally:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orlop.errors import Unknown
+from orlop.mounts.mount import unmount_all
 
 UID_LABEL = "containerd.io/snapshot/uidmapping"
 GID_LABEL = "containerd.io/snapshot/gidmapping"
 
 _EXTENT = re.compile(r"([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _MAX_ID = 2**32 - 2
-_PROBE_TIMEOUT = 10.0
+_PROBE_TIMEOUT = 30.0
 
 
 def mount_options(labels: Mapping[str, str]) -> tuple[str, ...]:
@@ -36,6 +37,8 @@ def why_not_mapped(root: Path) -> str:
             done = subprocess.run(command, capture_output=True, timeout=_PROBE_TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
+        finally:
+            unmount_all(directory)  # what a trial has left that was killed, as it took too long
     said = done.stderr.decode(errors="replace").strip().splitlines()
     return "" if done.returncode == 0 else (said[-1] if said else f"exit status {done.returncode}")
 
