@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from syncs import counted_syncs
 
+from orlop.core.layer import Traits
 from orlop.core.snapshot import Kind
+from orlop.snapshots.layer_records import LayerRecords
 from orlop.snapshots.storage import Records
 
 
@@ -36,14 +39,31 @@ def broken_off(records: Records, key: str) -> None:
         raise RuntimeError
 
 
-def test_what_fails_inside_leaves_the_rest_of_its_transaction(tmp_path: Path) -> None:
-    records = Records(tmp_path / "metadata.db")
+def swallowed(records: Records) -> None:
     with records.transaction():
         records.create(Kind.ACTIVE, "a", "", {})
-        with pytest.raises(RuntimeError):
+        with suppress(RuntimeError):
             broken_off(records, "b")
-    assert [record.info.name for record in records.all()] == ["a"]
+
+
+def test_what_fails_inside_undoes_the_whole(tmp_path: Path) -> None:
+    records = Records(tmp_path / "metadata.db")
+    records.create(Kind.ACTIVE, "before", "", {})
+    with pytest.raises(RuntimeError):
+        swallowed(records)
     with pytest.raises(RuntimeError):
         broken_off(records, "c")
-    assert [record.info.name for record in records.all()] == ["a"]
+    records.create(Kind.ACTIVE, "after", "", {})
+    assert [record.info.name for record in records.all()] == ["after", "before"]
     records.close()
+
+
+def test_numbers_of_layers_are_given_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+    for _ in range(2):
+        records = Records(tmp_path / "metadata.db")
+        layers = LayerRecords(records)
+        seen += [layers.reserve() for _ in range(100)]
+        layers.add(seen[-1], f"sha256:{len(seen)}", 1, 1, Traits())
+        records.close()
+    assert len(set(seen)) == len(seen) == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from orlop.errors import FailedPrecondition
 from orlop.snapshots.storage import Files, Records
 
 _COLUMNS = "id, diff_id, size, disk, damaged, whiteouts"
+_RESERVED_AT_ONCE = 64
 _CHAINS_IN_USE = """
     WITH RECURSIVE used (id) AS (
         SELECT id FROM snapshots WHERE kind != ? UNION
@@ -40,6 +42,7 @@ class LayerRecords:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self._reserved: deque[int] = deque()
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[apsw.Connection]:
@@ -57,20 +60,26 @@ class LayerRecords:
         return self._one("id = (SELECT layer FROM layer_sources WHERE source = ?)", source)
 
     def reserve(self) -> int:
-        """An id that no layer has had or will be given."""
+        """An id that no layer has had or will be given. A daemon that ends loses some that it has not given."""
         with self.transaction(durable=False) as connection:
-            # The table counts them by itself, but only for rows that are there.
-            connection.execute("INSERT INTO layers (diff_id, size, disk) VALUES ('', 0, 0)")
-            id = connection.last_insert_rowid()
-            connection.execute("DELETE FROM layers WHERE id = ?", (id,))
-            return id
+            if not self._reserved:
+                # The table counts them by itself, but only for rows that are there.
+                connection.execute("INSERT INTO layers (diff_id, size, disk) VALUES ('first', 0, 0)")
+                first = connection.last_insert_rowid()
+                ids = range(first, first + _RESERVED_AT_ONCE)
+                connection.execute("INSERT INTO layers (id, diff_id, size, disk) VALUES (?, 'last', 0, 0)", (ids[-1],))
+                connection.execute("DELETE FROM layers WHERE id IN (?, ?)", (first, ids[-1]))
+                self._reserved.extend(ids)
+            return self._reserved.popleft()
 
-    def add(self, id: int, diff_id: str, size: int, disk: int) -> Layer:
+    def add(self, id: int, diff_id: str, size: int, disk: int, traits: Traits) -> Layer:
         """`id` was reserved for it."""
         with self.transaction() as connection:
-            columns = (id, diff_id, size, disk)
-            connection.execute("INSERT INTO layers (id, diff_id, size, disk) VALUES (?, ?, ?, ?)", columns)
-            return Layer(id, diff_id, size, disk)
+            columns = (id, diff_id, size, disk, int(traits.implied), int(traits.whiteouts))
+            connection.execute(
+                "INSERT INTO layers (id, diff_id, size, disk, implied, whiteouts) VALUES (?, ?, ?, ?, ?, ?)", columns
+            )
+            return Layer(id, diff_id, size, disk, whiteouts=traits.whiteouts)
 
     def describe(self, layer: Layer, traits: Traits) -> None:
         """What the index of `layer` has in it."""

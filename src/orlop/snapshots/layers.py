@@ -244,6 +244,8 @@ class Place:
         records = self._layers.records
         # One that is there may have been damaged: that it is mended must last.
         is_known = records.by_diff_id(diff_id) is not None
+        if not is_known and self.id is None:
+            return False
         with records.transaction(durable=is_known):
             found = records.by_diff_id(diff_id)
             layer = self._layers.whole(found)
@@ -251,11 +253,12 @@ class Place:
                 if self.id is None:
                     return False
                 if found is None:
-                    layer = records.add(self.id, diff_id, size, disk)
+                    layer = records.add(self.id, diff_id, size, disk, traits)
                 else:
                     layer = found
                     self._layers.replace(found, self._directory, disk)
-            records.describe(layer, traits)
+            if found is not None:
+                records.describe(layer, traits)
             if self._snapshot is None:
                 records.remember(diff_id, source)
                 self._layers.expect(layer, self._life)

@@ -113,18 +113,21 @@ class Records:
         for name, value in (("journal_mode", "wal"), ("foreign_keys", True), ("trusted_schema", False)):
             self._connection.pragma(name, value)
         self._synchronous = ""
+        self._spoilt: BaseException | None = None
+        """What a part of the transaction has failed with."""
         self._demand("full")
         self._migrate(path, self._connection)
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[apsw.Connection]:
-        """What is done inside is done whole or not at all, and nobody else reads or writes meanwhile.
+        """What is done inside is done whole or not at all, and nobody else reads or writes meanwhile. One inside
+        another is a part of that one: where it fails, all does.
 
         It is durable on return, or else with the next change that is. Raises ResourceExhausted for a full disk.
         """
         with self.reading() as connection:
             try:
-                with self._whole(connection, durable=durable):
+                with self._part() if connection.in_transaction else self._whole(connection, durable=durable):
                     yield connection
             except apsw.FullError as error:
                 raise ResourceExhausted.verbatim("snapshot records: no space left on device") from error
@@ -138,21 +141,29 @@ class Records:
             yield self._connection
 
     @contextlib.contextmanager
-    def _whole(self, connection: apsw.Connection, *, durable: bool) -> Iterator[None]:
-        # Not by `with connection`: that keeps the interpreter's lock while the disk syncs.
-        if connection.in_transaction:
-            begin, end, undo = "SAVEPOINT part", "RELEASE part", "ROLLBACK TO part; RELEASE part"
-        else:
-            begin, end, undo = "BEGIN", "COMMIT", "ROLLBACK"
-            self._demand("full" if durable else "normal")
-        connection.execute(begin)
+    def _part(self) -> Iterator[None]:
         try:
             yield
-            connection.execute(end)
+        except BaseException as error:
+            self._spoilt = error
+            raise
+
+    @contextlib.contextmanager
+    def _whole(self, connection: apsw.Connection, *, durable: bool) -> Iterator[None]:
+        # Not by `with connection`: that keeps the interpreter's lock while the disk syncs.
+        self._demand("full" if durable else "normal")
+        connection.execute("BEGIN")
+        try:
+            yield
+            if self._spoilt is not None:
+                raise self._spoilt
+            connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
-                connection.execute(undo)
+                connection.execute("ROLLBACK")
             raise
+        finally:
+            self._spoilt = None
 
     def _demand(self, synchronous: str) -> None:
         """`full`: the next commit syncs the log, and with it what earlier ones have left there."""
