@@ -1,6 +1,7 @@
 """Stages of a stream in threads of their own, so that decompressing, digesting and writing files overlap.
 
-The work of each stage releases the interpreter's lock; the hand-over between them is a queue of a few pieces.
+The work of each stage releases the interpreter's lock; the hand-over between them is a queue of a few pieces. A thread
+begins when a stream turns out to be long: for a short one it costs more than it saves.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from orlop.errors import Canceled
 
 _DEPTH = 8
 _READ = 1 << 18
+_ALONE = 8
+"""Pieces of a stream before other threads help with it."""
 
 T = TypeVar("T")
 
 
 class Ahead:
-    """Iterates over `source` in another thread, a few pieces ahead.
+    """Iterates over `source`: soon in another thread, a few pieces ahead.
 
     Leaving the `with` ends that thread, and sets `stop` for what else works for it."""
 
     def __init__(self, source: Iterable[bytes], stop: threading.Event) -> None:
-        self._source = source
+        self._pieces = iter(source)
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
         self._stop = stop
         self._left = False
-        self._thread = threading.Thread(target=self._run, name="layer-read")
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
@@ -44,6 +46,9 @@ class Ahead:
     ) -> None:
         self._left = True
         self._stop.set()
+        if self._thread is None:
+            self._close()
+            return
         while self._thread.is_alive():
             try:
                 self._queue.get(timeout=0.05)
@@ -52,16 +57,23 @@ class Ahead:
         self._thread.join()
 
     def __iter__(self) -> Iterator[bytes]:
-        while (piece := self._queue.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
+        for _ in range(_ALONE):
+            if (piece := next(self._pieces, None)) is None:
+                return
+            if self._stop.is_set():
+                raise Canceled("layer")
             yield piece
+        self._thread = threading.Thread(target=self._run, name="layer-read")
+        self._thread.start()
+        while (following := self._queue.get()) is not None:
+            if isinstance(following, BaseException):
+                raise following
+            yield following
 
     def _run(self) -> None:
-        pieces = iter(self._source)
         end: BaseException | None = None
         try:
-            for piece in pieces:
+            for piece in self._pieces:
                 if self._left:
                     break
                 if self._stop.is_set():
@@ -70,18 +82,23 @@ class Ahead:
         except BaseException as error:  # carried to the thread that iterates
             end = error
         finally:
-            if close := getattr(pieces, "close", None):
-                close()
+            self._close()
         self._queue.put(end)
+
+    def _close(self) -> None:
+        if close := getattr(self._pieces, "close", None):
+            close()
 
 
 class Digester:
-    """Passes pieces on while another thread digests them; `digest` and `size` are final when the `with` has ended."""
+    """Passes pieces on while they are digested, soon by another thread; `digest` and `size` are final when the `with`
+    has ended."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._queue: queue.Queue[bytes | None] = queue.Queue(_DEPTH)
-        self._thread = threading.Thread(target=self._run, name="layer-digest")
+        self._thread: threading.Thread | None = None
+        self._added = 0
         self.size = 0
 
     @property
@@ -89,17 +106,24 @@ class Digester:
         return f"sha256:{self._hash.hexdigest()}"
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
 
     def add(self, piece: bytes) -> None:
         self.size += len(piece)
+        self._added += 1
+        if self._added <= _ALONE:
+            self._hash.update(piece)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="layer-digest")
+            self._thread.start()
         self._queue.put(piece)
 
     def passing(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
