@@ -12,6 +12,7 @@ from syncs import counted_syncs
 from orlop.core.layer import Traits
 from orlop.core.snapshot import Kind
 from orlop.snapshots.layer_records import LayerRecords
+from orlop.snapshots.native import NativeSnapshotter
 from orlop.snapshots.storage import Records
 
 
@@ -31,6 +32,23 @@ def test_a_change_that_need_not_last_waits_for_no_sync(tmp_path: Path, synced: l
     records.create(Kind.ACTIVE, "b", "", {})
     assert [name.endswith("-wal") for name in synced] == [True]
     records.close()
+
+
+async def test_snapshots_that_are_removed_are_synced_together_before_their_directories_go(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    snapshotter = NativeSnapshotter(tmp_path)
+    for key in ("a", "b", "c"):
+        await snapshotter.prepare(key)
+    synced.clear()
+    for key in ("a", "b", "c"):
+        await snapshotter.remove(key)
+    assert (synced, len(list((tmp_path / "snapshots").iterdir()))) == ([], 3)
+    await snapshotter.cleanup()
+    assert ([name.endswith("-wal") for name in synced], list((tmp_path / "snapshots").iterdir())) == ([True], [])
+    await snapshotter.cleanup()
+    assert len(synced) == 1
+    await snapshotter.close()
 
 
 def broken_off(records: Records, key: str) -> None:

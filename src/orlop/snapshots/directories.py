@@ -3,8 +3,8 @@
 Order of durable steps. Made: the directory is filled under a temporary name, then, inside the transaction that adds
 its record, gets its final one; so a record never lacks its directory. One that a layer is unpacked into may be lost
 with the power until it is committed: nobody goes on with it after that (`core.snapshot.EXTRACTING`). Removed: the
-record goes first, the directory with the next `cleanup`. What a crash leaves is a directory without a record, which
-`cleanup` removes too.
+record goes first, the directory with the next `cleanup`, before which all records that are gone are synced at once.
+What a crash leaves is a directory without a record, which `cleanup` removes too.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class DirectorySnapshotter(ABC):
 
     def _remove(self, key: str) -> None:
         with _led_by(self.remove_failed.format(key=key)):
-            id = self._records.remove(key)
+            id = self._records.remove(key, durable=self._sync_remove)
         faults.point("snapshots.remove.recorded")
         if self._sync_remove:
             self._discard(self._directory(id))
@@ -177,6 +177,8 @@ class DirectorySnapshotter(ABC):
             with self._records.reading():
                 known = {str(id) for id in self._records.ids()}
                 gone = [name for name in os.listdir(self._snapshots) if name not in known | self._making]
+            if gone:
+                self._records.settle()
             for name in gone:
                 self._discard(str(self._snapshots / name))
                 faults.point("snapshots.cleanup.removed")

@@ -171,6 +171,12 @@ class Records:
             self._connection.pragma("synchronous", synchronous)
             self._synchronous = synchronous
 
+    def settle(self) -> None:
+        """What was changed before is durable on return."""
+        with self.transaction() as connection:
+            # Written once more: a transaction that changes nothing is not synced.
+            connection.pragma("user_version", connection.pragma("user_version"))
+
     def get(self, key: str) -> Record:
         """Raises NotFound."""
         with self.reading() as connection:
@@ -251,9 +257,9 @@ class Records:
                 ),
             )
 
-    def remove(self, key: str) -> int:
+    def remove(self, key: str, *, durable: bool = True) -> int:
         """Forgets `key`; returns the id of its directory. Raises NotFound, FailedPrecondition if it has children."""
-        with self.transaction() as connection:
+        with self.transaction(durable=durable) as connection:
             row = connection.execute("SELECT id FROM snapshots WHERE key = ?", (key,)).fetchone()
             if row is None:
                 raise NotFound(f"snapshot {key}")

@@ -107,6 +107,8 @@ def _empty(top: int, failed: list[OSError]) -> None:
                 continue
             name = names.pop()
             try:
+                if _removed_if_empty(directory, name):
+                    continue
                 inner = _open_inside(directory, name)
                 if inner is None:
                     _unlink(directory, name)
@@ -125,6 +127,15 @@ def _empty(top: int, failed: list[OSError]) -> None:
     finally:
         for directory, _, _ in stack:
             os.close(directory)
+
+
+def _removed_if_empty(parent: int, name: str) -> bool:
+    """Whether it was an empty directory, as many are, and is gone."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError:
+        return False
+    return True
 
 
 def _attempt(failed: list[OSError], parent: int, name: str) -> None:
