@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from orlop.api.runtime.task.v3.shim_pb2 import DeleteResponse
 from orlop.shim import caller, main
 from orlop.shim.caller import ADDRESS_ALONE, Caller
 
@@ -59,3 +63,36 @@ def test_a_daemon_that_says_2_is_asked_which_it_is(
 def test_the_answer_is_json_for_daemons_that_know_of_versions() -> None:
     assert main._answer("/run/s/x", ADDRESS_ALONE) == "unix:///run/s/x"
     assert json.loads(main._answer("/run/s/x", 3)) == {"version": 3, "address": "unix:///run/s/x", "protocol": "ttrpc"}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("noted", "called"),
+    [
+        (None, ""),
+        ("", ""),
+        ("[]", ""),
+        ('{"root": 7}', ""),
+        ('{"root": "/nowhere"}', "--root /nowhere/ns --log {bundle}/log.json --log-format json delete --force one\n"),
+    ],
+)
+def test_delete_calls_a_runtime_only_if_this_bundle_s_shim_may_have_called_it(
+    tmp_path: Path, noted: str | None, called: str
+) -> None:
+    """Without its options it would be asked for the container of that name of whoever else uses it."""
+    runtime, bundle = tmp_path / "runc", tmp_path / "one"
+    runtime.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    runtime.chmod(0o755)
+    bundle.mkdir()
+    if noted is not None:
+        (bundle / "options.json").write_text(noted)
+    done = subprocess.run(
+        [sys.executable, "-m", "orlop.shim.main", "-namespace", "ns", "-id", "one", "delete"],
+        cwd=bundle,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert DeleteResponse.FromString(done.stdout).exit_status == 137
+    calls = tmp_path / "calls"
+    assert (calls.read_text() if calls.exists() else "") == called.format(bundle=bundle)

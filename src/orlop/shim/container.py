@@ -274,12 +274,6 @@ class Container:
 
     async def update(self, resources: bytes) -> None:
         """Changes the limits to `resources`, a runtime-spec document. crun takes anything else for an empty one."""
-        try:
-            is_object = isinstance(json.loads(resources), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
-            raise Unknown(f"container {self.id}: its new resources are no JSON object")
         async with self._runtime_lock:
             self._refuse("update", self.init)
             _refuse_other_than_object(resources)
@@ -435,14 +429,14 @@ def runtime_of(reaper: Reaper, bundle: str, namespace: str, options: Options) ->
     )
 
 
-def read_options(bundle: str) -> Options:
-    """The options that `create` noted in `bundle`; the defaults if it did not come to that."""
+def read_options(bundle: str) -> Options | None:
+    """The options that `create` noted in `bundle`; None if it did not come to that, and so not to a container."""
     try:
         known = json.loads(files.read(os.path.join(bundle, "options.json")))
-    except FileNotFoundError:
-        return Options()
-    fields = Options.DESCRIPTOR.fields_by_name
-    return Options(**{name: value for name, value in known.items() if name in fields})
+        fields = Options.DESCRIPTOR.fields_by_name
+        return Options(**{name: value for name, value in known.items() if name in fields})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _options_json(options: Options) -> bytes:

@@ -155,20 +155,14 @@ async def _delete(flags: argparse.Namespace) -> int:
     A runtime that fails is only told of, since containerd's shims do so; where the `whole` has to go it is a failure.
     """
     bundle = os.path.join(os.path.dirname(os.getcwd()), flags.id)
-    reaper = Reaper()
-    reaper.install()
-    runtime = runtime_of(reaper, bundle, flags.namespace, read_options(bundle))
-    deleting = loop.create_task(runtime.delete(flags.id, force=True))
-    # Whoever cuts this off tries again: a runtime that went on by itself could delete the next container of this id.
-    loop.add_signal_handler(signal.SIGTERM, deleting.cancel)
-    try:
-        await deleting
-    except loop.Cancelled:
-        raise errors.Canceled("delete") from None
-    except errors.OrlopError as error:
-        if flags.whole:
-            raise
-        sys.stderr.write(f"{error}\n")
+    options = read_options(bundle)
+    if options is not None:  # else the runtime knows of no container of ours, and of another daemon's perhaps
+        try:
+            await _delete_container(flags, bundle, options)
+        except errors.OrlopError as error:
+            if flags.whole:
+                raise
+            sys.stderr.write(f"{error}\n")
     try:
         rootfs.unmount_all(os.path.join(bundle, "rootfs"))
     except OSError as error:
@@ -181,6 +175,19 @@ async def _delete(flags: argparse.Namespace) -> int:
     answer.exited_at.seconds, answer.exited_at.nanos = divmod(time.time_ns(), 10**9)
     sys.stdout.buffer.write(answer.SerializeToString())
     return 0
+
+
+async def _delete_container(flags: argparse.Namespace, bundle: str, options: Options) -> None:
+    reaper = Reaper()
+    reaper.install()
+    runtime = runtime_of(reaper, bundle, flags.namespace, options)
+    deleting = loop.create_task(runtime.delete(flags.id, force=True))
+    # Whoever cuts this off tries again: a runtime that went on by itself could delete the next container of this id.
+    loop.add_signal_handler(signal.SIGTERM, deleting.cancel)
+    try:
+        await deleting
+    except loop.Cancelled:
+        raise SystemExit("told to end") from None
 
 
 async def _info() -> int:

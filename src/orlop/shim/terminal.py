@@ -68,7 +68,7 @@ class Terminal:
 
     def resize(self, width: int, height: int) -> None:
         if self._master >= 0:
-            fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height & 0xFFFF, width & 0xFFFF, 0, 0))
 
     def before_start(self) -> None:
         return
