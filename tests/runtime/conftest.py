@@ -1,4 +1,4 @@
-"""Makes `runtime_world` importable by the tests beside it."""
+"""Makes `foreign_shim` importable by the tests beside it."""
 
 from __future__ import annotations
 

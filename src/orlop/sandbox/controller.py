@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -17,7 +18,15 @@ from orlop.core.sandbox import Sandbox
 from orlop.core.scope import Scope
 from orlop.core.typed import Typed
 from orlop.core.wire import common
-from orlop.errors import AlreadyExists, NotFound, OrlopError, Unavailable, Unknown
+from orlop.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    OrlopError,
+    Unavailable,
+    Unknown,
+)
 from orlop.rpc.ttrpc import Client
 from orlop.runtime.bundle import Bundle, Bundles
 from orlop.runtime.owner import Owner
@@ -60,18 +69,12 @@ class ShimController:
         if key in self._busy or key in self._sandboxes:
             raise AlreadyExists(f"sandbox {sandbox.id} already running")
         self._busy.add(key)
+        starting = self._owner.start(self._start_shim(scope, sandbox), f"shim of sandbox {sandbox.id}")
         try:
-            binary = self._shims.binaries.resolve(sandbox.runtime.name)
-            spec = sandbox.spec.value if sandbox.spec is not None else None
-            bundle = await asyncio.to_thread(self._bundles.create, scope.namespace, sandbox.id, spec)
-            try:
-                shim = await self._shims.start(bundle, binary, sandbox.runtime.options, spec)
-            except OrlopError as error:
-                await self._shims.forget(bundle)
-                raise error.within(f"failed to start new shim for sandbox {sandbox.id}") from None
+            shim = await asyncio.shield(starting)
             request = api.CreateSandboxRequest(
                 sandbox_id=sandbox.id,
-                bundle_path=str(bundle.path),
+                bundle_path=str(shim.bundle.path),
                 rootfs=common.mounts(rootfs),
                 options=common.any_of(options),
                 netns_path=netns_path,
@@ -80,9 +83,28 @@ class ShimController:
             try:
                 await self._call(shim, "CreateSandbox", request, api.CreateSandboxResponse)
             except OrlopError as error:
-                await self._end(shim)
                 raise error.within(f"failed to create sandbox {sandbox.id}") from None
-            self._add(shim)
+        except BaseException:
+            # The id is free again only when nothing is left; that goes on even if this call is given up.
+            await self._owner.finish(self._undo(key, starting), f"undoing sandbox {sandbox.id}")
+            raise
+        self._add(shim)
+        self._busy.discard(key)
+
+    async def _start_shim(self, scope: Scope, sandbox: Sandbox) -> Shim:
+        binary = self._shims.binaries.resolve(sandbox.runtime.name)
+        spec = sandbox.spec.value if sandbox.spec is not None else None
+        bundle = await asyncio.to_thread(self._bundles.create, scope.namespace, sandbox.id, spec)
+        try:
+            return await self._shims.start(bundle, binary, sandbox.runtime.options, spec)
+        except OrlopError as error:
+            await self._shims.forget(bundle)
+            raise error.within(f"failed to start new shim for sandbox {sandbox.id}") from None
+
+    async def _undo(self, key: Key, starting: asyncio.Task[Shim]) -> None:
+        try:
+            with contextlib.suppress(OrlopError, OSError):
+                await self._give_up(await starting)
         finally:
             self._busy.discard(key)
 
@@ -93,8 +115,10 @@ class ShimController:
         try:
             request = api.StartSandboxRequest(sandbox_id=id)
             started = await self._call(shim, "StartSandbox", request, api.StartSandboxResponse)
+        except FailedPrecondition as error:  # it runs already, which is not to be its end
+            raise error.within(f"failed to start sandbox {id}") from None
         except OrlopError as error:
-            await self._end(shim)
+            await self._owner.finish(self._give_up(shim), f"end of sandbox {id}")
             raise error.within(f"failed to start sandbox {id}") from None
         where = shim.bootstrap
         return pb.ControllerStartResponse(
@@ -185,6 +209,12 @@ class ShimController:
         try:
             await shim.identify(limit)
             await self._call(shim, "PingSandbox", api.PingRequest(sandbox_id=bundle.id), api.PingResponse, limit)
+        except DeadlineExceeded:
+            log.warning("sandbox of %s does not answer", bundle.path)  # it may be stopped or slow, and has containers
+        except NotFound:
+            log.info("shim of %s has no sandbox: it is ended", bundle.path)
+            await self._end(shim)
+            return
         except OrlopError:
             await shim.close()
             raise
@@ -200,6 +230,14 @@ class ShimController:
             log.warning("sandbox %s: its shim is gone", shim.id)
             shim.dead = True
             await self._end(shim)
+
+    async def _give_up(self, shim: Shim) -> None:
+        """Ends a sandbox that is of no use, and its shim with it."""
+        with contextlib.suppress(OrlopError):
+            request = api.ShutdownSandboxRequest(sandbox_id=shim.id)
+            limit = self._shims.limits.shutdown
+            await self._call(shim, "ShutdownSandbox", request, api.ShutdownSandboxResponse, limit)
+        await self._end(shim)
 
     async def _end(self, shim: Shim) -> None:
         """Ends the shim, unless containers keep it, and removes the bundle."""

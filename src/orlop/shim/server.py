@@ -51,7 +51,11 @@ class Identity:
 
 def group_of(bundle: str, id: str) -> str:
     """The name that containers of one shim share, by the annotations of the bundle's `config.json`; else `id`."""
-    annotations = json.loads(files.read(os.path.join(bundle, "config.json"))).get("annotations") or {}
+    try:
+        spec = files.read(os.path.join(bundle, "config.json"))
+    except FileNotFoundError:  # a sandbox needs none
+        return id
+    annotations = json.loads(spec).get("annotations") or {}
     return next((annotations[name] for name in _GROUP_ANNOTATIONS if name in annotations), id)
 
 
