@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,8 @@ from orlop.api.runtime.bootstrap.v1 import bootstrap_pb2
 from orlop.core.task import NewTask
 from orlop.errors import DeadlineExceeded, Unavailable, Unknown
 from orlop.runtime import bootstrap as contract
-from orlop.runtime.bootstrap import ShimSettings
-from orlop.runtime.bundle import Bootstrap
+from orlop.runtime.bootstrap import CutOff, ShimSettings
+from orlop.runtime.bundle import Bootstrap, Bundle
 from orlop.runtime.owner import Owner
 
 pytestmark = [pytest.mark.root]
@@ -156,3 +158,40 @@ async def test_a_bundle_says_whose_its_shim_is_before_it_says_where_that_is(tmp_
             faults.disarm()
         assert (bundle.sandbox(), bundle.bootstrap()) == ("pod", None)
         bundle.remove()
+
+
+async def test_a_program_that_leaves_its_pipe_to_another_is_given_up_all_the_same(tmp_path: Path) -> None:
+    binary = tmp_path / "shim"
+    binary.write_text(f"#!/bin/sh\nsetsid sleep 1000 &\necho $! > {tmp_path}/sleeper\n")
+    binary.chmod(0o755)
+    bundle = Bundle("test", "one", tmp_path, tmp_path)
+    before = set(os.listdir("/proc/self/fd"))
+    try:
+        with pytest.raises(CutOff, match=r"shim killed after 1s$"):
+            await contract.delete(str(binary), bundle, ShimSettings(grpc_address="g", ttrpc_address="t"), 1)
+        assert set(os.listdir("/proc/self/fd")) <= before
+    finally:
+        os.kill(int((tmp_path / "sleeper").read_text()), signal.SIGKILL)
+
+
+async def test_of_endless_output_only_so_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "_ANSWER_LIMIT", 3)
+    binary = tmp_path / "shim"
+    binary.write_text("#!/bin/sh\nhead -c 9000000 /dev/zero; exit 3\n")
+    binary.chmod(0o755)
+    with pytest.raises(Unknown, match=r"^\x00{3}: exit status 3$"):
+        await contract.info(str(binary), None, ShimSettings(grpc_address="g", ttrpc_address="t"))
+
+
+async def test_as_many_deletes_run_at_once_as_are_asked_for(tmp_path: Path) -> None:
+    """Each waits for the last to have come."""
+    binary = tmp_path / "shim"
+    count = 40
+    binary.write_text(
+        f"#!/bin/sh\ntouch {tmp_path}/came.$$\n"
+        f"while [ $(ls {tmp_path} | grep -c came) -lt {count} ]; do sleep 0.05; done\n"
+    )
+    binary.chmod(0o755)
+    bundle = Bundle("test", "one", tmp_path, tmp_path)
+    settings = ShimSettings(grpc_address="g", ttrpc_address="t")
+    await asyncio.gather(*(contract.delete(str(binary), bundle, settings, 120) for _ in range(count)))

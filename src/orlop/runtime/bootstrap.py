@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +19,7 @@ from orlop.api.types import introspection_pb2
 from orlop.core.typed import Typed
 from orlop.core.wire import common
 from orlop.errors import OrlopError, Unknown
+from orlop.runtime import program
 from orlop.runtime.bundle import Bootstrap, Bundle
 
 log = logging.getLogger(__name__)
@@ -31,8 +29,6 @@ START_TIMEOUT = 100.0
 """Seconds; containerd's dial limit."""
 INFO_TIMEOUT = 10.0
 _ANSWER_LIMIT = 10 << 20
-_TIME_TO_STOP = 1.0
-"""Seconds between the signals TERM and KILL: our own shim's `delete` ends the OCI runtime that it runs."""
 
 
 class CutOff(Unknown):
@@ -201,40 +197,20 @@ async def _run(
     *,
     merge: bool = True,
 ) -> bytes:
-    """What `binary` printed. It runs in a process group of its own, which is killed when time is up or nobody waits.
-
-    Raises CutOff and Unknown.
-    """
-    pipe = subprocess.PIPE
-    # Not asyncio's process: uvloop's leaks our ends of the pipes into the child, so that a shim which lives on would
-    # keep its own answer from ending.
+    """What `binary` printed. Raises CutOff and Unknown."""
     try:
-        process = await asyncio.to_thread(
-            subprocess.Popen, [binary, *arguments], cwd=directory, env={**os.environ, **variables}, process_group=0,
-            stdin=subprocess.DEVNULL if told is None else pipe, stdout=pipe,
-            stderr=subprocess.STDOUT if merge else pipe,
-        )  # fmt: skip
+        ended = await program.run(
+            [binary, *arguments], directory, variables, told or b"", seconds=timeout, limit=_ANSWER_LIMIT, merge=merge
+        )
+    except TimeoutError:
+        raise CutOff(f"{binary} {arguments[-1]}: shim killed after {timeout:g}s") from None
     except OSError as error:
         raise Unknown(f"fork/exec {binary}: {(error.strerror or str(error)).lower()}") from None
-    talking = asyncio.ensure_future(asyncio.to_thread(process.communicate, told))
-    try:
-        async with asyncio.timeout(timeout):
-            output, errors = await asyncio.shield(talking)
-    except BaseException as error:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await asyncio.wait([talking], timeout=_TIME_TO_STOP)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.gather(talking, return_exceptions=True)
-        if isinstance(error, TimeoutError):
-            raise CutOff(f"{binary} {arguments[-1]}: shim killed after {timeout:g}s") from None
-        raise
-    if errors:
-        log.info("%s %s: %s", binary, arguments[-1], errors[:4096].decode("utf-8", "replace").strip())
-    if process.returncode:
-        raise _failure(output if merge else errors or output, process.returncode)
-    return output[:_ANSWER_LIMIT]
+    if ended.stderr:
+        log.info("%s %s: %s", binary, arguments[-1], ended.stderr[:4096].decode("utf-8", "replace").strip())
+    if ended.status:
+        raise _failure(ended.stderr or ended.stdout, ended.status)
+    return ended.stdout
 
 
 def _failure(output: bytes, code: int) -> OrlopError:

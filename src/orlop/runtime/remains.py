@@ -27,7 +27,7 @@ PATIENCE = 10.0
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _AT_ONCE = 2
-"""Tries at a time; each keeps a thread."""
+"""Tries at a time, so that they leave others time for theirs."""
 
 
 class _Deletion:
