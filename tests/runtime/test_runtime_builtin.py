@@ -10,17 +10,20 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from patience import patient
-from runtime_world import SCOPE, World, world
+from runtime_world import SCOPE, World, cgroup_of, world
 from traces import spares_of
 
 from orlop.api.events.task_pb2 import TaskExit
+from orlop.core.container import Runtime
 from orlop.core.event import Envelope
 from orlop.core.task import NewTask, Status
 from orlop.core.wire import common
+from orlop.errors import Unknown
 from orlop.runtime.forkserver import ForkServer
 
 pytestmark = [
@@ -194,3 +197,23 @@ async def test_an_exit_from_before_a_restart_keeps_its_status_when_the_shim_dies
         async with world(directory, before.containers, forks) as after:
             assert await end_told(after, "ended") == [("/tasks/delete", 6)]
             assert after.leftovers == []
+
+
+async def test_a_container_that_was_made_by_a_create_that_failed_is_deleted(tmp_path: Path) -> None:
+    """The runtime has done its part, and the shim cannot learn the process."""
+    runtime = tmp_path / "forgetful"
+    runtime.write_text(
+        '#!/bin/sh\ncase "$*" in *" create "*) ;; *) exec runc "$@" ;; esac\nrunc "$@" && rm $PWD/init.pid\n'
+    )
+    runtime.chmod(0o755)
+    async with world(tmp_path) as here:
+        here.add("made", "sleep", "1000", runtime=RUNC)
+        options = here.options()
+        options.binary_name = str(runtime)
+        record = here.containers.records["test", "made"]
+        here.containers.records["test", "made"] = replace(record, runtime=Runtime(RUNC, common.pack(options)))
+        with pytest.raises(Unknown, match=r"failed to retrieve OCI runtime container pid"):
+            await here.tasks.create(SCOPE, NewTask("made"))
+        assert here.leftovers == []
+        assert list((tmp_path / "runc/test").iterdir()) == []
+        assert not list(Path("/sys/fs/cgroup").glob(f"*{cgroup_of('made')}"))

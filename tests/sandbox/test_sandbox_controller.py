@@ -82,6 +82,21 @@ async def test_a_second_start_is_refused_and_does_no_harm(tmp_path: Path) -> Non
         assert nothing_is_left(here)
 
 
+async def test_a_lost_connection_is_not_the_end_of_a_sandbox(tmp_path: Path) -> None:
+    async with world(tmp_path) as here, controller(here) as pods:
+        await pods.create(SCOPE, SANDBOX)
+        await pods.start(SCOPE, "pod")
+        shim = pods.find("test", "pod")
+        assert shim is not None
+        lost = shim._client
+        await lost.close()
+        while shim._client is lost:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        assert (await pods.status(SCOPE, "pod")).state == "SANDBOX_READY"
+        await pods.shutdown(SCOPE, "pod")
+        assert nothing_is_left(here)
+
+
 async def test_a_create_that_is_given_up_leaves_nothing_and_frees_the_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,20 @@ async def test_thirty_execs_at_once_each_get_their_own_status(tmp_path: Path) ->
         assert await asyncio.gather(*(once(number) for number in range(30))) == list(range(30))
 
 
+async def test_an_exec_called_init_leaves_the_pid_of_the_init_alone(tmp_path: Path) -> None:
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000")
+        await shim.call("Start")
+        noted = (shim.bundle / "init.pid").read_text()
+        await shim.add_exec("init", "true")
+        await shim.call("Start", exec_id="init")
+        assert (await shim.call("Wait", exec_id="init")).exit_status == 0
+        assert (shim.bundle / "init.pid").read_text() == noted
+        await shim.call("Delete", exec_id="init")
+        assert (shim.bundle / "init.pid").read_text() == noted
+        await shim.finish()
+
+
 async def test_waits_from_before_the_start_and_after_the_exit_tell_the_same(tmp_path: Path) -> None:
     async with running_shim(tmp_path) as shim:
         await shim.create("sh", "-c", "exit 9")

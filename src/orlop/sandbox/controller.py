@@ -225,11 +225,16 @@ class ShimController:
         self._owner.start(self._watch(shim), f"watch of sandbox {shim.id}")
 
     async def _watch(self, shim: Shim) -> None:
-        await shim.wait_closed()
-        if not shim.ending:
-            log.warning("sandbox %s: its shim is gone", shim.id)
-            shim.dead = True
-            await self._end(shim)
+        while True:
+            await shim.wait_closed()
+            if shim.ending:
+                return
+            if not (shim.is_running and await shim.reconnect(self._shims.limits.state)):
+                break
+            log.info("sandbox %s: connected to its shim again", shim.id)
+        log.warning("sandbox %s: its shim is gone", shim.id)
+        shim.dead = True
+        await self._end(shim)
 
     async def _give_up(self, shim: Shim) -> None:
         """Ends a sandbox that is of no use, and its shim with it."""

@@ -15,7 +15,7 @@ from typing import Any
 from orlop import faults
 from orlop.api.runtime.task.v3.shim_pb2 import CreateTaskRequest
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
-from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
+from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OrlopError, Unknown
 from orlop.shim import criu, files, labels, loop, rootfs
 from orlop.shim.process import CREATED, PAUSED, PAUSING, RUNNING, STOPPED, Process
 from orlop.shim.reaper import Reaper
@@ -168,7 +168,7 @@ class Container:
         if process.over.is_set():
             raise Unknown("cannot start a stopped process")
         path = os.path.join(self.bundle, f"{process.id}.process.json")
-        pid_file = os.path.join(self.bundle, f"{process.id}.pid")
+        pid_file = self._pid_file(process)
         try:
             await self._open_streams(process)
             if process.streams is not None:
@@ -217,7 +217,7 @@ class Container:
         process.close_streams()
         process.over.set()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.bundle, f"{process.id}.pid"))
+            os.unlink(self._pid_file(process))
         del self.execs[process.id]
 
     async def kill(self, number: int, *, all: bool) -> None:
@@ -317,19 +317,25 @@ class Container:
     async def _create(self) -> None:
         pid_file = os.path.join(self.bundle, "init.pid")
         with self.runtime.reaper.watch() as watch:
-            await self.init.launch(
-                pid_file,
-                watch,
-                lambda streams, console: self.runtime.create(
-                    self.id,
-                    self.bundle,
+            try:
+                await self.init.launch(
                     pid_file,
-                    streams.files,
-                    console_socket=console,
-                    no_pivot=self.options.no_pivot_root,
-                    no_new_keyring=self.options.no_new_keyring,
-                ),
-            )
+                    watch,
+                    lambda streams, console: self.runtime.create(
+                        self.id,
+                        self.bundle,
+                        pid_file,
+                        streams.files,
+                        console_socket=console,
+                        no_pivot=self.options.no_pivot_root,
+                        no_new_keyring=self.options.no_new_keyring,
+                    ),
+                )
+            except BaseException as error:
+                if not isinstance(error.__cause__, RuntimeFailure):  # which leaves nothing by itself
+                    with contextlib.suppress(OrlopError):
+                        await self.runtime.delete(self.id, force=True)
+                raise
 
     async def _restored(self, restore: Restore) -> None:
         pid_file = os.path.join(self.bundle, "init.pid")
@@ -356,6 +362,10 @@ class Container:
                     environment=told,
                 ),
             )
+
+    def _pid_file(self, process: Process) -> str:
+        """Of an exec, whose id may be `init`."""
+        return os.path.join(self.bundle, f"{process.id}.exec.pid")
 
     @property
     def _criu_configuration(self) -> str:

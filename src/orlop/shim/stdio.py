@@ -32,7 +32,10 @@ class Stdio:
     @property
     def scheme(self) -> str:
         """The scheme of stdout, which decides for all streams."""
-        scheme = urlsplit(self.stdout).scheme or "fifo"
+        try:
+            scheme = urlsplit(self.stdout).scheme or "fifo"
+        except ValueError as error:
+            raise Unknown(f"unable to parse stdout uri {self.stdout!r}: {error}") from None
         if scheme not in ("fifo", "file", "binary", "binary-v2"):
             raise Unknown(f"unknown STDIO scheme {scheme}")
         return scheme
