@@ -23,7 +23,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,13 +48,46 @@ _DAMAGED = (apsw.IOError, apsw.CorruptError, apsw.NotADBError)
 _log = logging.getLogger(__name__)
 
 
+class _LoopFuture:
+    """The future of a caller on an event loop, as the writer's thread deals with one of `concurrent.futures`."""
+
+    __slots__ = ("_done", "_loop", "awaited")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.awaited: asyncio.Future[Any] = self._loop.create_future()
+        self._done = False
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return not self.awaited.cancelled()
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: Any) -> None:
+        self._tell(self.awaited.set_result, result)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._tell(self.awaited.set_exception, error)
+
+    def _tell(self, tell: Callable[[Any], None], outcome: Any) -> None:
+        self._done = True
+
+        def answer() -> None:
+            if not self.awaited.cancelled():
+                tell(outcome)
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(answer)
+
+
 @dataclass(slots=True)
 class _Request:
     change: Change[Any]
     removes: int
     frees: bool
     lasts: bool
-    future: Future[Any] = field(default_factory=Future)
+    future: Future[Any] | _LoopFuture
     result: Any = None
     has_changed: bool = False
 
@@ -114,7 +147,10 @@ class Database:
         full disk such a change may use the reserve. An exception of `change` undoes it and is raised here. A caller
         that is cancelled while the change runs does not stop it. Raises ResourceExhausted if the disk is full.
         """
-        return await asyncio.wrap_future(self._submit(change, removes, frees, durable))
+        future = _LoopFuture()
+        self._submit(_Request(change, removes, frees, durable, future))
+        result: T = await future.awaited
+        return result
 
     async def settle(self) -> None:
         """What was written before is durable on return."""
@@ -123,7 +159,9 @@ class Database:
 
     def write_now(self, change: Change[T], *, removes: int = 0, frees: bool = False) -> T:
         """As `write`, for callers that may block."""
-        return self._submit(change, removes, frees, True).result()
+        future: Future[T] = Future()
+        self._submit(_Request(change, removes, frees, True, future))
+        return future.result()
 
     def read(self, query: Change[T]) -> T:
         """Runs `query` on this thread's reader, within one consistent read, and sees every committed write.
@@ -164,13 +202,11 @@ class Database:
         if self._broken is None:
             self._marker.unlink(missing_ok=True)
 
-    def _submit(self, change: Change[T], removes: int, frees: bool, lasts: bool) -> Future[T]:
-        request = _Request(change, removes, frees, lasts)
+    def _submit(self, request: _Request) -> None:
         with self._lock:
             if self._closed or self._broken is not None:
                 raise Unavailable(f"database {self.path} is closed" + (f": {self._broken}" if self._broken else ""))
             self._queue.put(request)
-        return request.future
 
     # Opening.
 
