@@ -69,4 +69,4 @@ class KeptRows(Generic[T]):
 
 def row_query(table: str, columns: str, *keys: str) -> str:
     """Selects what `KeptRows` wants by the columns `keys`, which tell rows apart."""
-    return f"SELECT row, {columns} FROM {table} WHERE {' AND '.join(f'{key} = ?' for key in keys)}"
+    return f"SELECT rowid, {columns} FROM {table} WHERE {' AND '.join(f'{key} = ?' for key in keys)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import apsw
 
@@ -14,6 +15,7 @@ from orlop.core.namespace import Namespace
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
 from orlop.metadata import records
 from orlop.metadata.database import Database
+from orlop.metadata.kept_rows import KeptRows, row_query
 
 _CONTENTS = (("images", "images"), ("blobs", "blobs"), ("containers", "containers"))
 """What keeps a namespace from deletion, by table and in the words of the refusal; snapshots come after it."""
@@ -26,11 +28,11 @@ class NamespaceStore:
     def __init__(self, db: Database, publisher: Publisher) -> None:
         self._db = db
         self._publisher = publisher
+        self._labels = KeptRows(db, "namespaces", row_query("namespaces", "labels", "name"), _labels)
 
     async def get(self, name: str) -> Namespace:
         """Never fails: an unknown name has no labels."""
-        found = self._db.look(lambda connection: _labels_of(connection, name))
-        return Namespace(name, found or {})
+        return Namespace(name, self._labels.find(name) or {})
 
     async def list(self) -> list[Namespace]:
         """All namespaces, by name."""
@@ -107,7 +109,11 @@ class NamespaceStore:
 
 def _labels_of(connection: apsw.Connection, name: str) -> dict[str, str] | None:
     row = connection.execute("SELECT labels FROM namespaces WHERE name = ?", (name,)).fetchone()
-    return None if row is None else records.load_labels(row[0])
+    return None if row is None else _labels(row)
+
+
+def _labels(row: tuple[Any, ...]) -> dict[str, str]:
+    return records.load_labels(row[0])
 
 
 def _put(connection: apsw.Connection, namespace: Namespace) -> None:

@@ -1,6 +1,6 @@
 """The rows of snapshots: what a namespace calls one, and the name that its driver knows it by.
 
-Every function belongs into a transaction of its caller.
+Every function with a connection belongs into a transaction of its caller.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from orlop.core.scope import Scope
 from orlop.core.snapshot import Kind, SnapshotInfo
 from orlop.errors import NotFound
 from orlop.metadata import leases, records
+from orlop.metadata.database import Database
+from orlop.metadata.kept_rows import KeptRows, row_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,11 @@ def _record(row: tuple[Any, ...]) -> SnapshotRecord:
     return SnapshotRecord(
         SnapshotInfo(name, Kind.UNKNOWN, parent, records.load_labels(text), created_at, updated_at), backend
     )
+
+
+def kept(db: Database) -> KeptRows[SnapshotRecord]:
+    """The rows by namespace, snapshotter and name."""
+    return KeptRows(db, "snapshots", row_query("snapshots", _COLUMNS, "namespace", "snapshotter", "name"), _record)
 
 
 def find(connection: apsw.Connection, namespace: str, snapshotter: str, name: str) -> SnapshotRecord | None:

@@ -50,6 +50,7 @@ class NamespacedSnapshots:
         self._publisher = publisher
         self._gates = {name: Gate() for name in self._drivers}
         self._names = Reservations()
+        self._kept = rows.kept(db)
         self._new_rows: deque[int] = deque()
 
     @property
@@ -205,25 +206,30 @@ class NamespacedSnapshots:
         return driver
 
     def _get(self, scope: Scope, snapshotter: str, key: str) -> SnapshotRecord:
-        return self._db.look(
-            lambda connection: rows.require(
-                connection, scope.namespace, snapshotter, key, f"snapshot {key} does not exist"
-            )
-        )
+        record = self._kept.find(scope.namespace, snapshotter, key)
+        if record is None:
+            raise NotFound(f"snapshot {key} does not exist")
+        return record
+
+    def _backend_of_parent(self, scope: Scope, snapshotter: str, parent: str) -> str:
+        if not parent:
+            return ""
+        record = self._kept.find(scope.namespace, snapshotter, parent)
+        if record is None:
+            raise NotFound(f"parent snapshot {parent} does not exist")
+        return record.backend
 
     async def _rely_on(self, scope: Scope, snapshotter: str, name: str) -> bool:
         """Whether there is a snapshot `name`, which then joins the lease."""
 
-        def is_there(connection: apsw.Connection) -> bool:
-            return rows.find(connection, scope.namespace, snapshotter, name) is not None
-
         def join(connection: apsw.Connection) -> bool:
-            if not is_there(connection):
+            if rows.find(connection, scope.namespace, snapshotter, name) is None:
                 return False
             leases.join(connection, scope, f"snapshots/{snapshotter}", name)
             return True
 
-        return self._db.look(is_there) and await self._db.write(join, durable=scope.lasts)
+        is_there = self._kept.find(scope.namespace, snapshotter, name) is not None
+        return is_there and await self._db.write(join, durable=scope.lasts)
 
     async def _new_row(self) -> int:
         """One that was never given before. Many are taken at once: each time, the disk must have heard of it."""
@@ -256,7 +262,7 @@ class NamespacedSnapshots:
         for name, what in ((target, f'target snapshot "{target}"'), (new.name, f'snapshot "{new.name}"')):
             if name and await self._rely_on(scope, snapshotter, name):
                 raise AlreadyExists(what)
-        above = self._db.look(lambda connection: rows.parent_backend(connection, scope, snapshotter, new.parent))
+        above = self._backend_of_parent(scope, snapshotter, new.parent)
         if not new.name:
             raise Unknown("bucket name required")
         # Before any work; the record that is made at last asks for both once more.

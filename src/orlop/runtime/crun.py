@@ -35,6 +35,7 @@ _ADDITIONS: Mapping[str, Version] = {
     "linux.resources.cpu.idle": (1, 5),
     "linux.resources.memory.checkBeforeUpdate": (1, 7),
 }
+_PLACES = tuple((name, tuple(name.split(".")), since) for name, since in _ADDITIONS.items())
 _HOST_HOOKS = ("prestart", "createRuntime")
 """Hooks of `create` that run among the runtime's mounts."""
 
@@ -101,8 +102,8 @@ def _spec_version(document: Mapping[str, Any]) -> Version:
 
 def _used(document: Mapping[str, Any]) -> Iterator[tuple[str, Version]]:
     """The additions that `document` uses, each with the first crun that honours it."""
-    for name, since in _ADDITIONS.items():
-        if _at(document, name) not in (None, "", [], {}):
+    for name, place, since in _PLACES:
+        if _at(document, place) not in (None, "", [], {}):
             yield name, since
     for mount in _list(document, "mounts"):
         if (
@@ -123,10 +124,10 @@ def _shares_mounts(document: Mapping[str, Any]) -> str:
     return ""
 
 
-def _at(document: Mapping[str, Any], path: str) -> Any:
+def _at(document: Mapping[str, Any], place: Sequence[str]) -> Any:
     found: Any = document
-    for name in path.split("."):
-        if not isinstance(found, Mapping):
+    for name in place:
+        if not isinstance(found, dict):
             return None
         found = found.get(name)
     return found
@@ -134,5 +135,5 @@ def _at(document: Mapping[str, Any], path: str) -> Any:
 
 def _list(document: Mapping[str, Any], path: str) -> Sequence[Mapping[str, Any]]:
     """The objects of a list; nothing for what is none."""
-    found = _at(document, path)
-    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list) else []
+    found = _at(document, path.split("."))
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
