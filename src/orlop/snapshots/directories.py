@@ -60,7 +60,9 @@ class DirectorySnapshotter(ABC):
         return await asyncio.to_thread(self._create, Kind.VIEW, key, parent, dict(labels or {}))
 
     async def mounts(self, key: str) -> list[Mount]:
-        return await asyncio.to_thread(self._mounts, key)
+        with _led_by(self.mounts_failed):
+            ready = self._ready_mounts(_mountable(self._records.committed(key)))
+        return await asyncio.to_thread(self._mounts, key) if ready is None else ready
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         await asyncio.to_thread(self._commit, name, key, dict(labels or {}), parent)
@@ -69,7 +71,7 @@ class DirectorySnapshotter(ABC):
         await asyncio.to_thread(self._remove, key)
 
     async def stat(self, key: str) -> SnapshotInfo:
-        return self._shown(await asyncio.to_thread(self._records.get, key))
+        return self._shown(self._records.committed(key))
 
     async def update(self, info: SnapshotInfo, fields: Sequence[str] | None) -> SnapshotInfo:
         return self._shown(await asyncio.to_thread(self._records.update, info, fields))
@@ -96,6 +98,10 @@ class DirectorySnapshotter(ABC):
 
     @abstractmethod
     def _mounts_of(self, record: Record) -> list[Mount]: ...
+
+    def _ready_mounts(self, record: Record) -> list[Mount] | None:
+        """What `_mounts_of` would return, on the event loop; None where something has to be made or waited for."""
+        return None
 
     @abstractmethod
     def _content(self, id: int) -> str:
@@ -149,9 +155,7 @@ class DirectorySnapshotter(ABC):
 
     def _mounts(self, key: str) -> list[Mount]:
         with _led_by(self.mounts_failed):
-            record = self._records.get(key)
-            if record.info.kind is Kind.COMMITTED:
-                raise FailedPrecondition(f"requested snapshot {key} not active or view")
+            record = _mountable(self._records.get(key))
         return self._mounts_of(record)
 
     def _commit(self, name: str, key: str, labels: dict[str, str], parent: str) -> None:
@@ -212,6 +216,12 @@ class DirectorySnapshotter(ABC):
             raise
         finally:
             self._making.discard(name)
+
+
+def _mountable(record: Record) -> Record:
+    if record.info.kind is Kind.COMMITTED:
+        raise FailedPrecondition(f"requested snapshot {record.info.name} not active or view")
+    return record
 
 
 @contextlib.contextmanager

@@ -57,6 +57,15 @@ class LayerMounts:
                 if not self._is_mounted(id):
                     self._known()[id] = self._mount(id, *files[id])
 
+    def are_mounted(self, ids: Iterable[int]) -> bool:
+        """Whether all of `ids` are known to be, told at once: also False where somebody is just mounting something."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self._mounted is not None and all(self._is_mounted(id) for id in ids)
+        finally:
+            self._lock.release()
+
     def release(self, needed: Callable[[], set[int]]) -> None:
         """Unmounts what is not `needed`, which is asked while no mount can be made. What is busy stays for now.
 

@@ -32,5 +32,8 @@ class NativeSnapshotter(DirectorySnapshotter):
             return [Mount("bind", self._content(source), ("rbind", "ro"))]
         return [Mount("bind", self._content(record.id), ("rbind", "rw"))]
 
+    def _ready_mounts(self, record: Record) -> list[Mount]:
+        return self._mounts_of(record)
+
     def _content(self, id: int) -> str:
         return self._directory(id)

@@ -7,7 +7,7 @@ import ctypes
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -180,6 +180,16 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._merged.cleanup()
 
     def _mounts_of(self, record: Record) -> list[Mount]:
+        mounts = self._laid_over(record, self._lowers)
+        assert mounts is not None
+        return mounts
+
+    def _ready_mounts(self, record: Record) -> list[Mount] | None:
+        return self._laid_over(record, self._ready_lowers)
+
+    def _laid_over(
+        self, record: Record, lowers_of: Callable[[Sequence[Files], Sequence[str]], list[str] | None]
+    ) -> list[Mount] | None:
         is_view = record.info.kind is Kind.VIEW
         own = () if record.files.layer is None else (dataclasses.replace(record.files, bare=True),)
         mapped = idmap.mount_options(record.info.labels) if self._remap_ids else ()
@@ -187,7 +197,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
         if not is_view:
             work = os.path.join(self._directory(record.id), "work")
             upper = (*mapped, f"workdir={work}", f"upperdir={self._content(record.id)}")
-        lowers = self._lowers((*own, *record.parents), (*upper, *self._options))
+        lowers = lowers_of((*own, *record.parents), (*upper, *self._options))
+        if lowers is None:
+            return None
         if not lowers:
             return [Mount("bind", self._content(record.id), (*mapped, "ro" if is_view else "rw", "rbind"))]
         if is_view and len(lowers) == 1:
@@ -211,6 +223,17 @@ class OverlaySnapshotter(DirectorySnapshotter):
                 merged = [place.layer for place in reversed(places[len(above) :]) if place.layer is not None]
                 return self._mounted(above, merged)
         return self._mounted(places, [])
+
+    def _ready_lowers(self, chain: Sequence[Files], others: Sequence[str]) -> list[str] | None:
+        """As `_lowers`, where that has nothing to make."""
+        if any(files.implied for files in chain):
+            return None
+        places = [place for files in chain for place in self._places(files)]
+        lowers = [path for place in places for path in place.paths]
+        layers = [place.layer for place in places if place.layer is not None]
+        if (lowers and not fits(lowers, others)) or not self._layers.mounts.are_mounted(layers):
+            return None
+        return lowers
 
     def _cover(self, files: Files, below: Sequence[Files]) -> None:
         """Makes the cover of a snapshot whose layer only names directories that may be below."""

@@ -102,9 +102,11 @@ class Record:
 
 
 class Records:
-    """The database at `path`. Safe to use from several threads; they take turns."""
+    """The database at `path`. Safe to use from several threads; they take turns, but for who reads by `committed`."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reader: apsw.Connection | None = None
         self._lock = threading.RLock()
         # The file must never be readable by others, not even for the moment before a chmod.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -180,10 +182,16 @@ class Records:
     def get(self, key: str) -> Record:
         """Raises NotFound."""
         with self.reading() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE s.key = ?", (key,)).fetchone()
-            if row is None:
-                raise NotFound("snapshot does not exist")
-            return _record(row, self._parents(connection, row[0]))
+            return self._get(connection, key)
+
+    def committed(self, key: str) -> Record:
+        """As `get`, but for a thread that must not wait for others, and always the same: that of the event loop."""
+        if self._connection is None:
+            raise Unavailable("snapshotter is closed")
+        if self._reader is None:
+            self._reader = apsw.Connection(str(self._path))
+            self._reader.pragma("query_only", True)
+        return self._get(self._reader, key)
 
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Record:
         """A new active snapshot or view. Raises AlreadyExists, NotFound or InvalidArgument (the parent)."""
@@ -296,9 +304,10 @@ class Records:
     def close(self) -> None:
         """Safe to call again."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            for connection in (self._reader, self._connection):
+                if connection is not None:
+                    connection.close()
+            self._reader = self._connection = None
 
     @staticmethod
     def _migrate(path: Path, connection: apsw.Connection) -> None:
@@ -311,6 +320,13 @@ class Records:
             with connection:
                 connection.execute(_MIGRATIONS[step])
                 connection.execute(f"PRAGMA user_version = {step + 1}")
+
+    @classmethod
+    def _get(cls, connection: apsw.Connection, key: str) -> Record:
+        row = connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE s.key = ?", (key,)).fetchone()
+        if row is None:
+            raise NotFound("snapshot does not exist")
+        return _record(row, cls._parents(connection, row[0]))
 
     @staticmethod
     def _parents(connection: apsw.Connection, id: Any) -> tuple[Files, ...]:
