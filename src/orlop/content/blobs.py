@@ -13,6 +13,7 @@ from pathlib import Path
 from orlop.content import disk
 from orlop.core import digest as digests
 from orlop.core.content import ContentInfo
+from orlop.core.settling import Settling
 from orlop.errors import FailedPrecondition, NotFound
 
 INLINE = 32 << 10
@@ -27,6 +28,7 @@ class BlobDirectory:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._prefix = f"{root}/"
+        self._names: dict[Path, Settling] = {}
 
     def path(self, digest: str) -> str:
         """Where the blob is or would be. Raises InvalidArgument if `digest` is none."""
@@ -52,7 +54,7 @@ class BlobDirectory:
             raise disk.failure(error, Path(path)) from error
 
     def adopt(self, data: Path, digest: str) -> bool:
-        """Moves the finished file `data` to its place; the move is durable on return. False if the blob is there."""
+        """Moves the finished file `data` to its place; `sync` makes that durable. False if the blob is there."""
         target = Path(self.path(digest))
         if disk.make_directory(target.parent):
             disk.sync_directory(self._root)
@@ -62,7 +64,10 @@ class BlobDirectory:
         return True
 
     def sync(self, digest: str) -> None:
-        disk.sync_directory(Path(self.path(digest)).parent)
+        """The name of the blob is durable on return."""
+        directory = Path(self.path(digest)).parent
+        names = self._names.setdefault(directory, Settling(lambda: disk.sync_directory(directory)))
+        names.settle(names.changed())
 
     def remove(self, digest: str) -> None:
         """Raises NotFound if the blob is not there."""

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from orlop import faults
 from orlop.core.mount import Mount
+from orlop.core.settling import Settling
 from orlop.core.snapshot import EXTRACTING, Kind, SnapshotInfo, Usage
 from orlop.errors import NO_ROOM, FailedPrecondition, OrlopError, of_call
 from orlop.snapshots import trees
@@ -48,6 +49,9 @@ class DirectorySnapshotter(ABC):
         self._snapshots.mkdir(mode=0o700, exist_ok=True)
         self._prefix = f"{self._snapshots}/"
         self._sync_remove = sync_remove
+        self._names = Settling(lambda: sync_directory(self._snapshots))
+        self._named: dict[int, int] = {}
+        """Snapshots whose directories have their names, which need not last yet, by their ids."""
         self._making: set[str] = set()
         self._removing = threading.Lock()
         self._records = Records(root / "metadata.db")
@@ -137,8 +141,11 @@ class DirectorySnapshotter(ABC):
                     final = self._directory(record.id)
                     os.rename(directory, final)
                     faults.point("snapshots.create.renamed")
+                    named = self._names.changed()
                     if lasts:
-                        sync_directory(self._snapshots)
+                        self._names.settle(named)
+                    else:
+                        self._named[record.id] = named
                     faults.point("snapshots.create.synced")
             except BaseException:
                 if final:
@@ -163,14 +170,16 @@ class DirectorySnapshotter(ABC):
         measured = self._measure(record)
         faults.point("snapshots.commit.measured")
         if EXTRACTING in record.info.labels:
-            sync_directory(self._snapshots)
+            self._names.settle(self._named.get(record.id) or self._names.changed())
         with _led_by(self.commit_failed.format(key=key)):
             self._records.commit(key, name, labels, measured, parent, bare=self._is_bare(record))
         faults.point("snapshots.commit.recorded")
+        self._named.pop(record.id, None)
 
     def _remove(self, key: str) -> None:
         with _led_by(self.remove_failed.format(key=key)):
             id = self._records.remove(key, durable=self._sync_remove)
+        self._named.pop(id, None)
         faults.point("snapshots.remove.recorded")
         if self._sync_remove:
             self._discard(self._directory(id))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from orlop import faults
 from orlop.core.layer import KeptLayer, Traits
+from orlop.core.settling import Settling
 from orlop.errors import DataLoss, Unavailable
 from orlop.mounts import erofs
 from orlop.snapshots import trees, verity
@@ -40,6 +41,9 @@ class Layers:
         self.mounts = LayerMounts(root / "l", self.intact, direct=direct)
         self.replaced: Callable[[int], None] = lambda _: None
         """Is told of layers that have new files."""
+        self._names = Settling(lambda: sync_directory(self._directory))
+        self._named: dict[int, int] = {}
+        """Layers whose directories have their names, which may not be durable yet."""
         self._making: set[str] = set()
         self._expected: dict[int, float] = {}
         """Layers that no snapshot has yet, and until when they wait for one."""
@@ -88,12 +92,13 @@ class Layers:
         """Gives the directory of a layer that has no record yet the name that it will have."""
         numbered = self._directory / str(id)
         os.rename(made, numbered)
+        self._named[id] = self._names.changed()
         faults.point("snapshots.layers.renamed")
         return numbered
 
-    def sync(self) -> None:
-        """The names of the layers' directories are durable on return."""
-        sync_directory(self._directory)
+    def sync(self, id: int) -> None:
+        """The name of the directory of a layer is durable on return."""
+        self._names.settle(self._named.pop(id))
         faults.point("snapshots.layers.placed")
 
     def replace(self, layer: Layer, made: Path, disk: int) -> None:
@@ -297,4 +302,4 @@ class Place:
         for name in ("tar", "index"):
             verity.enable(self._directory / name)
         sync_directory(self._directory)
-        self._layers.sync()
+        self._layers.sync(self.id)
