@@ -10,7 +10,7 @@ import pytest
 from syncs import counted_syncs
 
 from orlop.core.layer import Traits
-from orlop.core.snapshot import Kind
+from orlop.core.snapshot import Kind, Usage
 from orlop.snapshots.layer_records import LayerRecords
 from orlop.snapshots.native import NativeSnapshotter
 from orlop.snapshots.storage import Records
@@ -41,14 +41,26 @@ async def test_snapshots_that_are_removed_are_synced_together_before_their_direc
     for key in ("a", "b", "c"):
         await snapshotter.prepare(key)
     synced.clear()
-    for key in ("a", "b", "c"):
-        await snapshotter.remove(key)
+    await snapshotter.remove("a")
+    assert await snapshotter.remove_all(["b", "c"]) == []
     assert (synced, len(list((tmp_path / "snapshots").iterdir()))) == ([], 3)
     await snapshotter.cleanup()
     assert ([name.endswith("-wal") for name in synced], list((tmp_path / "snapshots").iterdir())) == ([True], [])
     await snapshotter.cleanup()
     assert len(synced) == 1
     await snapshotter.close()
+
+
+def test_of_many_that_are_removed_those_with_children_stay(tmp_path: Path) -> None:
+    records = Records(tmp_path / "metadata.db")
+    records.create(Kind.ACTIVE, "active", "", {})
+    records.commit("active", "parent", {}, Usage())
+    records.create(Kind.ACTIVE, "child", "parent", {})
+    records.create(Kind.ACTIVE, "other", "", {})
+    assert records.remove_all(["other", "parent"]) == ["parent"]
+    assert records.remove_all(["child", "parent"]) == []
+    assert records.all() == []
+    records.close()
 
 
 def broken_off(records: Records, key: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
@@ -75,6 +75,14 @@ class Snapshotter(Protocol):
         """Frees what removed snapshots and crashes have left on disk."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class BulkRemover(Protocol):
+    """A driver that removes many snapshots as fast as one."""
+
+    async def remove_all(self, keys: Sequence[str]) -> list[str]:
+        """Removes `keys`, children first, but for those that have a child and are returned. `cleanup` has to follow."""
 
 
 class SnapshotStore(Protocol):

@@ -23,7 +23,7 @@ from orlop.core import clock, filters, labels
 from orlop.core.event import Publisher
 from orlop.core.mount import Mount
 from orlop.core.scope import Scope
-from orlop.core.snapshot import EXTRACTING, Kind, SnapshotInfo, Snapshotter, Usage
+from orlop.core.snapshot import EXTRACTING, BulkRemover, Kind, SnapshotInfo, Snapshotter, Usage
 from orlop.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OrlopError, Unknown
 from orlop.metadata import leases, records
 from orlop.metadata import snapshot_records as rows
@@ -163,13 +163,8 @@ class NamespacedSnapshots:
             found = await driver.walk()
             # First the record, then the files that tell which it is: a crash in between is made good next time.
             await self._end_commits(snapshotter, kept, found)
-            for info in reversed(found):
-                if info.name in kept:
-                    continue
-                try:
-                    await driver.remove(info.name)
-                except FailedPrecondition as error:
-                    _log.warning("snapshotter %s keeps %s for now: %s", snapshotter, info.name, error)
+            for name in await _remove(driver, [info.name for info in reversed(found) if info.name not in kept]):
+                _log.warning("snapshotter %s keeps %s for now: it has a child", snapshotter, name)
         await driver.cleanup()
 
     async def _end_commits(
@@ -392,6 +387,19 @@ class NamespacedSnapshots:
         stored = self._db.read(lambda connection: rows.all_of(connection, scope, snapshotter))
         found = [_merged(record, known[record.backend]) for record in stored if record.backend in known]
         return [info for info in found if matches(_adaptor(info))]
+
+
+async def _remove(driver: Snapshotter, names: Sequence[str]) -> list[str]:
+    """Removes snapshots, children first, but for those that have a child and are returned."""
+    if isinstance(driver, BulkRemover):
+        return await driver.remove_all(names) if names else []
+    kept = []
+    for name in names:
+        try:
+            await driver.remove(name)
+        except FailedPrecondition:
+            kept.append(name)
+    return kept
 
 
 async def _undisturbed(work: Coroutine[Any, Any, T]) -> T:

@@ -74,6 +74,11 @@ class DirectorySnapshotter(ABC):
     async def remove(self, key: str) -> None:
         await asyncio.to_thread(self._remove, key)
 
+    async def remove_all(self, keys: Sequence[str]) -> list[str]:
+        kept = await asyncio.to_thread(self._records.remove_all, keys)
+        faults.point("snapshots.remove.recorded")
+        return kept
+
     async def stat(self, key: str) -> SnapshotInfo:
         return self._shown(self._records.committed(key))
 

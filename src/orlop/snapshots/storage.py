@@ -276,6 +276,17 @@ class Records:
             connection.execute("DELETE FROM snapshots WHERE id = ?", row)
             return int(row[0])
 
+    def remove_all(self, keys: Sequence[str]) -> list[str]:
+        """Forgets those of `keys` that have no children by then, which may be lost; returns the others."""
+        with self.transaction(durable=False) as connection:
+            childless = "NOT EXISTS (SELECT 1 FROM snapshots WHERE parent = s.id)"
+            kept = []
+            for key in keys:
+                connection.execute(f"DELETE FROM snapshots AS s WHERE key = ? AND {childless}", (key,))  # noqa: S608
+                if not connection.changes():
+                    kept.append(key)
+            return kept
+
     def update(self, info: SnapshotInfo, fields: Sequence[str] | None) -> Record:
         """Replaces labels as `fields` (`labels`, `labels.<key>`; none: all of them) say."""
         with self.transaction() as connection:
