@@ -135,8 +135,12 @@ class OomWatcher:
             id = self._polled.get(descriptor)
             if id is None:
                 continue
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.read(descriptor, 4096)  # reading is what takes the event away
+            try:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.read(descriptor, 4096)  # reading is what takes the event away
+            except OSError:  # the group has gone (systemd removes an empty scope): the event would stay for ever
+                self.remove(id)
+                continue
             if os.path.exists(self._watched[id].path):
                 self.check(id)
             else:

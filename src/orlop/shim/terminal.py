@@ -21,6 +21,7 @@ from orlop.shim.stdio import Stdio
 _CHUNK = 16384
 _TIOCGPTPEER = 0x5441  # opens the other end by the master itself: a path could be the container's (CVE-2025-52565)
 _CONSOLE_DEADLINE = 30.0
+_MASTER_DEADLINE = 1.0
 _DRAIN_DEADLINE = 10.0
 
 
@@ -49,7 +50,7 @@ class Terminal:
             async with loop.timeout(_CONSOLE_DEADLINE):
                 peer = await _accepted(self._listener)
             with peer:
-                peer.setblocking(True)
+                peer.settimeout(_MASTER_DEADLINE)  # the runtime is done: it has been sent, or will not be
                 self._master = _receive_descriptor(peer)
         except (TimeoutError, OSError) as error:
             raise Unknown(f"failed to retrieve console master: {error}") from error
