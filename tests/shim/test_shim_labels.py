@@ -57,6 +57,11 @@ def test_a_label_has_to_be_one_of_the_policy(tmp_path: Path) -> None:
     (tmp_path / "selinux/context").symlink_to("/proc/self/oom_score_adj")  # what is no number is invalid there
     with pytest.raises(FailedPrecondition, match='SELinux label "a:b:c:s0": the policy in force does not know it'):
         refuse(tmp_path, process={"selinuxLabel": "a:b:c:s0"})
+    (tmp_path / "selinux/initial_contexts").mkdir()
+    (tmp_path / "selinux/initial_contexts/kernel").write_text("kernel\0")  # as it is called without a policy
+    with pytest.raises(FailedPrecondition, match='SELinux label "a:b:c:s0": no policy is loaded'):
+        refuse(tmp_path, process={"selinuxLabel": "a:b:c:s0"})
+    (tmp_path / "selinux/initial_contexts/kernel").write_text("system_u:system_r:kernel_t:s0\0")
     (tmp_path / "selinux/context").unlink()
     (tmp_path / "selinux/context").mkdir()  # which label is known cannot be asked here
     refuse(tmp_path, process={"selinuxLabel": "a:b:c:s0"})

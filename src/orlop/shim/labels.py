@@ -53,6 +53,8 @@ def _refuse_label(label: str, selinux: str) -> None:
         raise FailedPrecondition(
             f'SELinux label "{label}": this kernel has no SELinux, or it is off ({selinux}/enforce is not there)'
         )
+    if _read(f"{selinux}/initial_contexts/kernel").rstrip("\0") == "kernel":  # it has a whole context by any policy
+        raise FailedPrecondition(f'SELinux label "{label}": no policy is loaded that would have a meaning for it')
     try:
         files.write(f"{selinux}/context", label.encode())
     except OSError as error:  # another one than this says nothing about the label: it is left to the runtime
