@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from patience import patient
@@ -171,6 +172,16 @@ def test_a_shim_killed_at_any_step_leaves_nothing(daemon: Daemon, name: str, poi
         restart(daemon)
     daemon.ctr("tasks", "start", name)
     remove(daemon, name)
+
+
+def test_a_daemon_whose_fork_server_does_not_start_executes_its_shims(
+    make_daemon: Callable[..., Daemon], archives: Archives, name: str, tmp_path: Path
+) -> None:
+    daemon = make_daemon("--state", str(tmp_path / ("s" * 100)))  # too long for a socket's path
+    daemon.ctr("images", "import", archives.oci)
+    assert daemon.ctr("run", "--rm", IMAGE, name, "echo", "in").stdout == "in\n"
+    assert f"did not start: unavailable; shim {name} is executed instead" in daemon.log()
+    await_no_traces(daemon, [name])
 
 
 def test_two_hundred_containers_of_sixteen_callers_leave_nothing(daemon: Daemon, name: str) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orlop.core import platform
 from orlop.core.plugin import InitContext, PluginType, Registration
+from orlop.errors import OrlopError
 from orlop.runtime.names import BUILTIN
+
+if TYPE_CHECKING:
+    from orlop.runtime.forkserver import ForkServer
+
+log = logging.getLogger(__name__)
 
 TASK_SERVICE_DIRECTORY = "io.containerd.runtime.v2.task"
 """Bundles lie below this name in the daemon's root and state, as clients and tools expect."""
@@ -82,9 +90,17 @@ async def _shims(context: InitContext) -> Any:
     publisher = context.get(PluginType.EVENT)
     manager = ShimManager(bundles, ShimBinaries(), settings, publisher, forkserver, limits)
     manager.owner.start(manager.follow(publisher.subscribe(['topic=="/tasks/exit"'])), "exits that shims tell of")
-    context.ready.append(forkserver.start)  # so that the first container need not wait for it
+    context.ready.append(partial(_start_ahead, forkserver))
     context.closing += [forkserver.stop, manager.close]
     return manager
+
+
+async def _start_ahead(forkserver: ForkServer) -> None:
+    """Starts it, so that the first container need not wait. Without it shims are executed: no reason to end."""
+    try:
+        await forkserver.start()
+    except (OSError, OrlopError) as error:
+        log.warning("%s: it is tried again when there is a shim to be made", error)
 
 
 async def _tasks(context: InitContext) -> Any:
