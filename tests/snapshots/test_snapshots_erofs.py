@@ -123,6 +123,41 @@ async def test_what_was_written_to_an_image_is_committed(
     await driver.close()
 
 
+@pytest.mark.parametrize("in_use", [True, False])
+async def test_an_image_that_is_written_to_is_seen_as_it_is(
+    tmp_path: Path, temporary: TemporaryMounts, in_use: bool
+) -> None:
+    driver = ErofsSnapshotter(tmp_path / "driver", default_size=8 << 20)
+    alone = await driver.prepare("alone")
+    with temporary.mounted(alone, readonly=True) as root:
+        assert os.listdir(root) == []
+    with active(tmp_path, alone) as root:
+        Path(root, "one").write_text("1")
+    await driver.commit("base", "alone")
+    mounts = await driver.prepare("k", "base")
+    with temporary.mounted(mounts, readonly=True) as root:
+        assert os.listdir(root) == ["one"]
+
+    def look() -> None:
+        with temporary.mounted(mounts, readonly=True) as root:
+            assert sorted(os.listdir(root)) == ["one", "two"]
+            assert Path(root, "two").read_text() == "2"
+            with pytest.raises(OSError, match="Read-only"):
+                Path(root, "three").touch()
+
+    with active(tmp_path, mounts) as root:
+        Path(root, "two").write_text("2")
+        if in_use:
+            look()
+            Path(root, "four").touch()
+    if not in_use:
+        look()
+    assert not os.listdir(tmp_path / "tmpmounts")
+    backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert not [path for path in backing if str(tmp_path) in path]
+    await driver.close()
+
+
 async def test_a_layer_that_was_applied_is_not_mixed_with_what_is_written_after(
     tmp_path: Path, temporary: TemporaryMounts
 ) -> None:

@@ -12,13 +12,17 @@ from pathlib import Path
 
 from orlop.core.mount import Mount
 from orlop.errors import Unimplemented
-from orlop.mounts import mountinfo, options
+from orlop.mounts import image, mountinfo, options
 from orlop.mounts import syscalls as sc
 from orlop.mounts.activate import perform, plan, release
 from orlop.mounts.handlers import HANDLERS
-from orlop.mounts.mount import MountError, mount_all, unmount, unmount_all
+from orlop.mounts.mount import MountError, mount_all, reason, unmount, unmount_all
 
 _PREFIX = "containerd-mount"
+_WRITABLE_IMAGE = "mkfs/ext4"
+"""How the snapshotter erofs has an image mounted whose directory `upper` is written to."""
+_UPPER = "upper"
+_MADE_FIRST = "X-containerd.mkdir."
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +45,14 @@ class TemporaryMounts:
         Raises MountError whose text starts `failed to mount <directory>: `. Unmounted when the block ends, lazily
         where something still uses it.
         """
-        if readonly:
-            mounts = [dataclasses.replace(m, options=options.read_only(m.options, m.type)) for m in mounts]
-        mounts = [dataclasses.replace(m, options=tuple(o for o in m.options if o != "volatile")) for m in mounts]
         self._prepare()
         directory = tempfile.mkdtemp(prefix=_PREFIX, dir=self._root)
         try:
-            with self._prepared(mounts) as ready:
+            with contextlib.ExitStack() as stack:
+                if readonly:
+                    mounts = [self._read_only(stack, mount) for mount in mounts]
+                mounts = [dataclasses.replace(m, options=_without(m.options, "volatile")) for m in mounts]
+                ready = stack.enter_context(self._prepared(mounts))
                 try:
                     mount_all(ready, directory)
                 except MountError as error:
@@ -58,6 +63,29 @@ class TemporaryMounts:
                     self._take_off(directory, len(ready))
         finally:
             self._remove(directory)
+
+    def _read_only(self, stack: contextlib.ExitStack, mount: Mount) -> Mount:
+        """The same content, for as long as `stack` lasts; nothing is made for it.
+
+        An image that others may write to is seen as they see it.
+        """
+        if mount.type != _WRITABLE_IMAGE:
+            kept = _without(options.read_only(mount.options, mount.type), _MADE_FIRST)
+            return dataclasses.replace(mount, options=kept)
+        place = tempfile.mkdtemp(prefix=_PREFIX, dir=self._root)
+        stack.callback(self._remove, place)
+        if not os.path.lexists(mount.source):  # nobody has mounted it yet: what is seen of it is empty
+            upper = os.path.join(place, _UPPER)
+            os.mkdir(upper)
+            stack.callback(os.rmdir, upper)
+            return Mount("bind", place, ("ro", "rbind"))
+        try:
+            root = stack.enter_context(image.opened(mount.source, "ext4"))
+            sc.move_mount(root, place)
+        except OSError as error:
+            raise MountError.of(error, f"failed to mount {place}: {mount.source}: {reason(error)}") from error
+        stack.callback(lambda: unmount(place, detach=True))  # its root is open until the image is let go
+        return Mount("bind", place, ("ro", "rbind"))
 
     @contextlib.contextmanager
     def _prepared(self, mounts: Sequence[Mount]) -> Iterator[Sequence[Mount]]:
@@ -120,3 +148,7 @@ class TemporaryMounts:
             os.rmdir(directory)
         except OSError as error:
             _log.warning("temporary mount directory stays: %s", error)
+
+
+def _without(options: Sequence[str], prefix: str) -> tuple[str, ...]:
+    return tuple(option for option in options if not option.startswith(prefix))
