@@ -7,11 +7,15 @@ import shutil
 import signal
 from pathlib import Path
 
+import oci_runtime
 import pytest
 from patience import patient
 from shim_world import Shim, running_shim
 
+from orlop.api.types.task import task_pb2
 from orlop.errors import NotFound, OrlopError, Unknown
+from orlop.rpc.ttrpc import Client
+from orlop.runtime.host import OciRuntime
 
 pytestmark = [
     pytest.mark.root,
@@ -167,3 +171,31 @@ async def test_what_is_started_twice_is_refused_and_goes_on(tmp_path: Path) -> N
         with pytest.raises(Unknown, match=r"^cannot delete a running process$"):
             await shim.call("Delete")
         assert (await shim.call("State")).status == 2
+
+
+async def test_a_start_whose_client_goes_is_a_start_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon is killed after the runtime has started the process, and before it has said so."""
+    runtime, go = tmp_path / "slow", tmp_path / "go"
+    runtime.write_text(
+        '#!/bin/sh\ncase "$*" in *" start "*) ;; *) exec runc "$@" ;; esac\n'
+        f'runc "$@" && : > {tmp_path}/started\nwhile [ ! -e {go} ]; do sleep 0.05; done\n'
+    )
+    runtime.chmod(0o755)
+    monkeypatch.setattr(oci_runtime, "chosen", lambda: OciRuntime(str(runtime)))
+    async with running_shim(tmp_path) as shim:
+        await shim.create("sleep", "1000")
+        starting = asyncio.ensure_future(shim.call("Start"))
+        while not (tmp_path / "started").exists():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        await shim.client.close()
+        with pytest.raises(OrlopError):
+            await starting
+        shim.client = await Client.connect(f"unix://{tmp_path}/s/sock", 30)
+        go.touch()
+        async with asyncio.timeout(patient(30)):
+            while (await shim.call("State")).status != task_pb2.RUNNING:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        with pytest.raises(OrlopError, match="cannot start a running process"):
+            await shim.call("Start")

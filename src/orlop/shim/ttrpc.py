@@ -44,6 +44,8 @@ _MAX_QUEUED_BYTES = 1 << 20
 _CHUNK = 64 << 10
 _WAITS = ("Wait", "WaitSandbox")
 """Methods of the shim's services that only wait, so that another process may go on with them."""
+_END_WITH_CLIENT = (*_WAITS, "Create")
+"""Methods that a client that is gone ends. Others go on: half a start would be a process that nobody knows of."""
 _PEER = struct.Struct("=iii")
 
 Function = Callable[[Any, Call], Coroutine[Any, None, Message]]
@@ -176,6 +178,8 @@ class Server:
         self._listener = listener
         self._uid = uid
         self._connections: set[_ServerConnection] = set()
+        self._orphans: set[loop.Task[None]] = set()
+        """Calls whose clients are gone."""
         listener.setblocking(False)
         loop.add_reader(listener.fileno(), self._accept)
 
@@ -183,7 +187,7 @@ class Server:
         """Stops accepting, gives calls in flight `grace` seconds, then cancels them; peers get what was answered."""
         loop.remove_reader(self._listener.fileno())
         self._listener.close()
-        calls = [task for connection in self._connections for task in connection.calls]
+        calls = [task for connection in self._connections for task in connection.calls] + list(self._orphans)
         await loop.all_done(calls, grace)
         for call in calls:
             call.cancel()
@@ -201,6 +205,8 @@ class Server:
 
     def record(self) -> list[dict[str, Any]] | None:
         """What `take_up` takes up; None unless all that goes on in this server is to wait."""
+        if self._orphans:
+            return None
         records = [connection.record() for connection in self._connections]
         known = [record for record in records if record is not None]
         return known if len(known) == len(records) else None
@@ -224,6 +230,11 @@ class Server:
             raise Unimplemented.verbatim(f"method {method}")
         return request, function
 
+    def adopt(self, call: loop.Task[None]) -> None:
+        """Goes on with a call whose client is gone."""
+        self._orphans.add(call)
+        call.add_done_callback(lambda: self._orphans.discard(call))
+
     def forget(self, connection: _ServerConnection) -> None:
         self._connections.discard(connection)
 
@@ -241,7 +252,7 @@ class Server:
 
 
 class _ServerConnection(Connection):
-    """One client. Its calls are tasks that end with it at the latest."""
+    """One client."""
 
     def __init__(self, sock: socket.socket, server: Server, last_stream: int = 0) -> None:
         super().__init__(sock)
@@ -255,8 +266,11 @@ class _ServerConnection(Connection):
         return super().overloaded() or self._pending_bytes > MAX_PENDING_BYTES
 
     def ended(self) -> None:
-        for task in self.calls:
-            task.cancel()
+        for task, (_, request) in self.calls.items():
+            if request.method in _END_WITH_CLIENT:
+                task.cancel()
+            else:
+                self._server.adopt(task)
         self._server.forget(self)
         self.lost.set_result(None)
 
