@@ -62,16 +62,17 @@ class ContainerStore:
         made = replace(container, labels=stored(container.labels), created_at=now, updated_at=now)
 
         def change(connection: apsw.Connection) -> None:
-            if _find(connection, scope.namespace, made.id) is not None:
-                raise AlreadyExists(f'container "{made.id}"')
-            records.ensure_namespace(connection, scope.namespace)
             connection.execute(
-                "UPDATE namespaces SET had_containers = 1 WHERE name = ? AND NOT had_containers", (scope.namespace,)
+                "INSERT INTO namespaces (name, had_containers) VALUES (?, 1) "
+                "ON CONFLICT (name) DO UPDATE SET had_containers = 1 WHERE NOT had_containers",
+                (scope.namespace,),
             )
             connection.execute(
-                f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?{', ?' * 14})",
+                f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?{', ?' * 14}) ON CONFLICT DO NOTHING",
                 (scope.namespace, *_dump(made)),
             )
+            if not connection.changes():
+                raise AlreadyExists(f'container "{made.id}"')
 
         await self._db.write(change)
         self._publisher.publish(

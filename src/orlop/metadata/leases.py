@@ -37,13 +37,13 @@ class Leases:
         lease = Lease(id or _made_up(), stored(labels), clock.now())
 
         def change(connection: apsw.Connection) -> None:
-            if _exists(connection, scope.namespace, lease.id):
-                raise AlreadyExists(f'lease "{lease.id}"')
             records.ensure_namespace(connection, scope.namespace)
             connection.execute(
-                "INSERT INTO leases (namespace, id, labels, created_at) VALUES (?, ?, ?, ?)",
+                "INSERT INTO leases (namespace, id, labels, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (scope.namespace, lease.id, records.dump_labels(lease.labels), lease.created_at),
             )
+            if not connection.changes():
+                raise AlreadyExists(f'lease "{lease.id}"')
 
         await self._db.write(change, durable=scope.lasts)
         return lease
@@ -52,10 +52,11 @@ class Leases:
         """Raises NotFound. With `sync`, what the lease alone held is gone on return, files included."""
 
         def change(connection: apsw.Connection) -> None:
-            _require(connection, scope.namespace, id, f'lease "{id}"')
             key = (scope.namespace, id)
-            connection.execute("DELETE FROM lease_resources WHERE namespace = ? AND lease = ?", key)
             connection.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", key)
+            if not connection.changes():
+                raise NotFound(f'lease "{id}"')
+            connection.execute("DELETE FROM lease_resources WHERE namespace = ? AND lease = ?", key)
 
         await self._db.write(change, removes=1, frees=True)
         for told in self.on_end:
