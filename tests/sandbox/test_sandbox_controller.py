@@ -97,6 +97,23 @@ async def test_a_lost_connection_is_not_the_end_of_a_sandbox(tmp_path: Path) -> 
         assert nothing_is_left(here)
 
 
+async def test_the_log_of_a_sandbox_outlasts_a_task_of_its_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the containers that hold a pod's namespaces have it."""
+    async with world(tmp_path) as here, controller(here) as pods:
+        await pods.create(SCOPE, SANDBOX)
+        await here.shims.forget(here.shims.bundles.create("test", "pod", b"{}"))
+        shim = pods.find("test", "pod")
+        assert shim is not None
+        with caplog.at_level("INFO", logger="orlop.shim"):
+            log = os.open(shim.bundle.log, os.O_RDWR | os.O_NONBLOCK)
+            os.write(log, b"something to tell\n")
+            async with asyncio.timeout(30):
+                while "something to tell" not in caplog.text:  # noqa: ASYNC110 - nothing else tells of it
+                    await asyncio.sleep(0.01)
+        os.close(log)
+        await pods.shutdown(SCOPE, "pod")
+
+
 async def test_a_create_that_is_given_up_leaves_nothing_and_frees_the_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

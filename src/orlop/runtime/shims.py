@@ -104,7 +104,7 @@ class ShimManager:
         self._publisher = publisher
         self._forkserver = forkserver
         self._shims: dict[tuple[str, str], Shim] = {}
-        self._logs: dict[tuple[str, str], ShimLog] = {}
+        self._logs: dict[Path, ShimLog] = {}
         self._groups: dict[str, asyncio.Lock] = {}
         self.owner = Owner()
         self.remains = Remains(settings)
@@ -214,7 +214,7 @@ class ShimManager:
 
         The bundle of a container that is not deleted yet goes when it is.
         """
-        shim_log = self._logs.pop((bundle.namespace, bundle.id), None)
+        shim_log = self._logs.pop(bundle.path, None)
         if shim_log is not None:
             shim_log.close()
         is_kept = await self.remains.take_over(bundle, self.limits.cleanup)
@@ -389,7 +389,7 @@ class ShimManager:
     def _open_log(self, bundle: Bundle) -> None:
         shim_log = ShimLog.open(bundle.log)
         if shim_log is not None:
-            self._logs[bundle.namespace, bundle.id] = shim_log
+            self._logs[bundle.path] = shim_log
 
     async def close(self) -> None:
         """Lets go of all shims, which run on."""
