@@ -57,6 +57,20 @@ async def test_an_id_is_free_as_soon_as_its_task_is_deleted(tmp_path: Path) -> N
         assert here.leftovers == []
 
 
+async def test_signals_that_come_while_a_task_is_deleted_find_none(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.add("signalled", "true")
+        await here.tasks.create(SCOPE, NewTask("signalled"))
+        await here.tasks.start(SCOPE, "signalled")
+        await here.tasks.wait(SCOPE, "signalled")
+        deleting = asyncio.ensure_future(here.tasks.delete(SCOPE, "signalled"))
+        while not deleting.done():
+            with pytest.raises(NotFound):
+                await here.tasks.kill(SCOPE, "signalled", signal=signal.SIGURG)
+            await asyncio.sleep(0)  # a refusal without a question to the shim gives nobody a turn
+        await deleting
+
+
 async def test_refusals_have_the_words_of_containerd(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         with pytest.raises(NotFound, match=r'^container "no" in namespace "test": not found$'):

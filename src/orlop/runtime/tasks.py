@@ -289,7 +289,13 @@ class TaskManager:
     ) -> None:
         shim = await self._shim(scope, container_id)
         request = shim_pb2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=everyone)
-        await shim.call("Kill", request, Empty)
+        try:
+            await shim.call("Kill", request, Empty)
+        except TtrpcClosed:
+            if not shim.ending:
+                raise
+            # Clients that pass on their signals do it at any time.
+            raise NotFound.verbatim(f"task {container_id} not found") from None
         faults.point("runtime.task.killed")
 
     async def exec(self, scope: Scope, container_id: str, exec_id: str, spec: Typed | None, io: IO) -> None:
@@ -419,7 +425,8 @@ class TaskManager:
     async def _shim(self, scope: Scope, container_id: str) -> Shim:
         await self._containers.get(scope, container_id)
         shim = self._shims.find(scope.namespace, container_id)
-        if shim is None or shim.dead:
+        # One that is ending has deleted its container.
+        if shim is None or shim.dead or shim.ending:
             raise NotFound.verbatim(f"task {container_id} not found")
         return shim
 
