@@ -19,11 +19,20 @@ from orlop.core.wire import common
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
 POLICY = Path("/sys/fs/selinux")
-HERE = (POLICY / "enforce").exists()
+KERNEL = POLICY / "initial_contexts/kernel"
+WHY = (
+    "this kernel has no SELinux, or it is off"
+    if not KERNEL.exists()
+    else "no policy is loaded"
+    if KERNEL.read_text().rstrip("\0") == "kernel"
+    else "the policy in force does not know it"
+)
 
 
 def known(*contexts: str) -> str:
     """The first of these that the policy in force knows; empty if it knows none."""
+    if "no policy" in WHY:  # then the kernel takes any
+        return ""
     for context in contexts:
         try:
             (POLICY / "context").write_text(context)
@@ -69,8 +78,7 @@ def test_a_label_that_cannot_be_applied_is_refused_by_name(daemon: Daemon, name:
     create(daemon, name, *((label, "") if which == "process" else ("", label)))
     done = daemon.ctr("tasks", "start", "-d", name, check=False)
     assert done.returncode
-    expected = "the policy in force does not know it" if HERE else "this kernel has no SELinux, or it is off"
-    assert f'SELinux label "{label}": {expected}' in done.stderr
+    assert f'SELinux label "{label}": {WHY}' in done.stderr
     assert name not in daemon.ctr("tasks", "ls").stdout
     daemon.ctr("containers", "rm", name)
 
