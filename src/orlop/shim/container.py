@@ -200,15 +200,14 @@ class Container:
         self._refuse("delete", self.init)
         if self.init.streams is not None:
             await self.init.streams.finished()
+        # It begins in the next turn of the loop, when the runtime runs. Hooks of the runtime may look at the root.
+        unmounting = None if self._has_hooks() else loop.create_task(self._unmounted())
         await self.runtime.delete(self.id)
         faults.point("shim.delete.deleted")
         self.init.close_streams()
         for process in self.execs.values():
             process.close_streams()
-        try:
-            rootfs.unmount_all(self.rootfs)
-        except OSError as error:
-            raise Unknown(f"failed rootfs umount: {(error.strerror or '').lower()}") from error
+        await (unmounting or self._unmounted())
 
     async def delete_exec(self, process: Process) -> None:
         self._refuse("delete", process)
@@ -392,6 +391,19 @@ class Container:
         except (OSError, ValueError, AttributeError):
             return True
         return not any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in namespaces)
+
+    def _has_hooks(self) -> bool:
+        """Whether there may be hooks."""
+        try:
+            return b'"hooks"' in files.read(os.path.join(self.bundle, "config.json"))
+        except OSError:
+            return False
+
+    async def _unmounted(self) -> None:
+        try:
+            rootfs.unmount_all(self.rootfs)
+        except OSError as error:
+            raise Unknown(f"failed rootfs umount: {(error.strerror or '').lower()}") from error
 
     def _unmount(self) -> None:
         with contextlib.suppress(OSError):
