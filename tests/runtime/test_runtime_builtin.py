@@ -23,7 +23,8 @@ from orlop.core.container import Runtime
 from orlop.core.event import Envelope
 from orlop.core.task import NewTask, Status
 from orlop.core.wire import common
-from orlop.errors import Unknown
+from orlop.errors import Unavailable, Unknown
+from orlop.runtime import forkserver
 from orlop.runtime.forkserver import ForkServer
 
 pytestmark = [
@@ -142,6 +143,19 @@ async def test_a_stopped_fork_server_leaves_no_spare_shim() -> None:
             assert select.select([spare], [], [], 20)[0]
         finally:
             os.close(spare)
+
+
+async def test_a_fork_server_that_does_not_listen_is_ended_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "START_TIMEOUT", 0.0)
+    with place() as directory:
+        forks = ForkServer(directory / "f")
+        with pytest.raises(Unavailable, match="did not start"):
+            await forks.start()
+        process = forks._process
+        assert process is not None
+        async with asyncio.timeout(patient(20)):
+            await forks.stop()
+        assert process.returncode is not None
 
 
 async def test_a_shim_that_is_killed_is_cleared_away() -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT = 10.0
 """Seconds a fork may take until the shim listens. It takes 0.003."""
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 _LOOK_AGAIN = 0.01
 _PEER = struct.Struct("=iii")
 _ANSWER_LIMIT = 64 << 10
@@ -84,6 +84,7 @@ class ForkServer:
         async with self._lock:
             await asyncio.to_thread(self._signal, signal.SIGTERM)
             if self._process is not None:
+                self._process.terminate()  # one that does not listen yet, or never will, is not known by its socket
                 await asyncio.to_thread(self._process.wait)
                 self._process = None
 
