@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -12,9 +13,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import oci_runtime
 import pytest
 from patience import patient
 from real_daemon import IMAGE, Daemon
+
+from orlop.runtime.seccomp_filters import ANNOTATION
 
 pytestmark = [pytest.mark.root, pytest.mark.ctr, pytest.mark.runtime]
 
@@ -107,6 +111,31 @@ def test_capabilities_are_added_and_dropped(daemon: Daemon, name: str) -> None:
 
 def test_a_seccomp_profile_is_in_force(daemon: Daemon, name: str) -> None:
     assert run(daemon, name, "--seccomp", command="grep Seccomp: /proc/self/status").split()[1] == "2"
+
+
+def test_a_profile_that_was_compiled_before_is_in_force_in_the_next_container_too(daemon: Daemon, name: str) -> None:
+    if oci_runtime.chosen().crun is None:
+        pytest.skip("containers are not run by crun here")
+    names = [name, f"{name}-2"]
+    try:
+        for each in names:
+            daemon.ctr("run", "-d", "--seccomp", IMAGE, each, "sleep", "600")
+        first, second = (
+            (daemon.work / "state" / "runc" / daemon.namespace / each / "seccomp.bpf").read_bytes() for each in names
+        )
+        assert first == second
+        bundle = daemon.work / "state" / "io.containerd.runtime.v2.task" / daemon.namespace / names[1]
+        spec = json.loads((bundle / "config.json").read_text())
+        assert base64.b64decode(spec["annotations"][ANNOTATION]) == second
+        script = "grep Seccomp: /proc/1/status; unshare -n true 2>&1; true"
+        told = [daemon.ctr("tasks", "exec", "--exec-id", "e", each, "sh", "-c", script).stdout for each in names]
+        assert told[0] == told[1]
+        assert told[0].split()[1] == "2"
+        assert "not permitted" in told[0]
+    finally:
+        for each in names:
+            daemon.ctr("tasks", "rm", "-f", each, check=False)
+            daemon.ctr("containers", "rm", each, check=False)
 
 
 def test_the_network_of_the_host_can_be_shared(daemon: Daemon, name: str) -> None:

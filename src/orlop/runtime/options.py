@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -12,6 +14,7 @@ from orlop.core.typed import Typed
 from orlop.core.wire import common
 from orlop.errors import Unknown
 from orlop.runtime.checkpoint import CHECKPOINT_TYPE
+from orlop.runtime.seccomp_filters import SeccompFilters
 
 RUNC_OPTIONS = oci_pb2.Options.DESCRIPTOR.full_name
 CHECKPOINT_OPTIONS = oci_pb2.CheckpointOptions.DESCRIPTOR.full_name
@@ -25,6 +28,18 @@ class OciRuntimes(Protocol):
     def as_taken(self, spec: bytes | None, runtime: str) -> bytes | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What a task's options and spec have come to."""
+
+    options: Typed | None
+    spec: bytes | None
+    root: str = ""
+    """Where the OCI runtime keeps its state."""
+    profile: bytes | None = None
+    """Of seccomp, whose filter can be had from the container."""
+
+
 class Defaults:
     """What a task gets where its options say nothing: the runtime for this host, and its state below ours.
 
@@ -34,20 +49,27 @@ class Defaults:
     def __init__(self, runtime: OciRuntimes, root: str) -> None:
         self.runtime = runtime
         self._root = root
+        self._filters = SeccompFilters()
 
-    def applied(
-        self, options: Typed | None, spec: bytes | None, *, restores: bool
-    ) -> tuple[Typed | None, bytes | None]:
+    def applied(self, options: Typed | None, spec: bytes | None, *, restores: bool) -> Filled:
         """The options filled in, and `spec` as the runtime takes it; `restores`: from a checkpoint."""
         if options is not None and options.value and options.type_name != RUNC_OPTIONS:
-            return options, spec
+            return Filled(options, spec)
         filled = oci_pb2.Options()
         if options is not None and not parse(filled, options.value):
-            return options, spec
+            return Filled(options, spec)
         if not filled.binary_name:
             filled.binary_name = self.runtime.for_spec(spec, restores=restores)
         filled.root = filled.root or self._root
-        return common.pack(filled), self.runtime.as_taken(spec, filled.binary_name)
+        spec, profile = self.runtime.as_taken(spec, filled.binary_name), None
+        if spec is not None and os.path.basename(filled.binary_name) == "crun":
+            spec, profile = self._filters.applied(spec)
+        return Filled(common.pack(filled), spec, filled.root, profile)
+
+    def learn(self, filled: Filled, namespace: str, id: str) -> None:
+        """Takes up what can be had from the container of `filled`, which the runtime has created."""
+        if filled.profile is not None:
+            self._filters.learn(filled.profile, os.path.join(filled.root, namespace, id))
 
 
 def runc_options(options: Typed | None, runtime: str) -> oci_pb2.Options:

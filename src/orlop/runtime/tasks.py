@@ -127,9 +127,11 @@ class TaskManager:
         except OrlopError as error:
             raise error.within("failed to start shim") from None
         options = new.options if new.options is not None and new.options.value else container.runtime.options
+        filled = None
         if made.binary.builtin:
             restores = bool(restore) or new.checkpoint is not None
-            options, spec = self._defaults.applied(options, spec, restores=restores)
+            filled = self._defaults.applied(options, spec, restores=restores)
+            options, spec = filled.options, filled.spec
         await self._refuse_mapped_mounts(new.runtime_path or container.runtime.name, options, spec)
         making = asyncio.to_thread(self._shims.bundles.create, scope.namespace, container.id, spec)
         made.making = self._owner.start(making, f"bundle of {container.id}")
@@ -171,6 +173,8 @@ class TaskManager:
             made.refused = True
             raise error.within("failed to create shim task") from None
         faults.point("runtime.task.created")
+        if filled is not None:
+            self._defaults.learn(filled, scope.namespace, container.id)
         self._shims.add(made.shim)
         return answer.pid
 
