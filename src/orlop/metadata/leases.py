@@ -33,7 +33,10 @@ class Leases:
         self.on_end: list[Callable[[str, str], None]] = []
 
     async def create(self, scope: Scope, id: str = "", labels: Mapping[str, str] | None = None) -> Lease:
-        """Raises AlreadyExists if `id` is taken; empty, it is made up. Labels have no limit of size here."""
+        """Raises AlreadyExists if `id` is taken; empty, it is made up. Labels have no limit of size here.
+
+        It lasts with the first thing that is made under it and lasts: that is written after it, to the same log.
+        """
         lease = Lease(id or _made_up(), stored(labels), clock.now())
 
         def change(connection: apsw.Connection) -> None:
@@ -45,7 +48,7 @@ class Leases:
             if not connection.changes():
                 raise AlreadyExists(f'lease "{lease.id}"')
 
-        await self._db.write(change, durable=scope.lasts)
+        await self._db.write(change, durable=False)
         return lease
 
     async def delete(self, scope: Scope, id: str, *, sync: bool = False) -> None:
