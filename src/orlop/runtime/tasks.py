@@ -6,7 +6,6 @@ Texts and codes are containerd's; clients match on them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,10 +31,11 @@ from orlop.errors import AlreadyExists, InvalidArgument, NotFound, OrlopError, U
 from orlop.rpc.ttrpc import TtrpcClosed
 from orlop.runtime import bootstrap as contract
 from orlop.runtime import host, idmaps
-from orlop.runtime.bundle import Bootstrap, Bundle
+from orlop.runtime.bundle import Bootstrap
 from orlop.runtime.cgroup_moves import CgroupMoves
 from orlop.runtime.checkpoint import store_checkpoint, unpack_checkpoint
 from orlop.runtime.host import OciRuntime
+from orlop.runtime.made import Made
 from orlop.runtime.names import ShimBinary, binary_name
 from orlop.runtime.options import (
     RUNC_OPTIONS,
@@ -108,7 +108,7 @@ class TaskManager:
         if key in self._busy or self._shims.find(*key) is not None:
             raise AlreadyExists(f"task {container.id}")
         self._busy.add(key)
-        made = _Made()
+        made = Made()
         try:
             return await self._create(scope, container, new, restore, made)
         except BaseException as error:
@@ -119,7 +119,7 @@ class TaskManager:
             if made.shim is not None and self._shims.find(*key) is made.shim:
                 self._busy.discard(key)
 
-    async def _create(self, scope: Scope, container: Container, new: NewTask, restore: str, made: _Made) -> int:
+    async def _create(self, scope: Scope, container: Container, new: NewTask, restore: str, made: Made) -> int:
         spec = container.spec.value if container.spec is not None else None
         try:
             served = self._served(scope, container, new)
@@ -208,7 +208,7 @@ class TaskManager:
             info = await self.runtime_info(request)
             idmaps.refuse_unless_able(destination, runtime, info.features.value)
 
-    async def _undo(self, scope: Scope, id: str, made: _Made, error: BaseException) -> None:
+    async def _undo(self, scope: Scope, id: str, made: Made, error: BaseException) -> None:
         key = (scope.namespace, id)
         try:
             await made.settle()
@@ -458,29 +458,6 @@ class _Served:
     bootstrap: Bootstrap
     binary: str = ""
     """Of a shim of ours."""
-
-
-class _Made:
-    """What a create has made so far. Steps under way are not cancelled with it: what they make would be lost."""
-
-    def __init__(self) -> None:
-        self.making: asyncio.Task[Bundle] | None = None
-        self.unpacking: asyncio.Task[None] | None = None
-        self.starting: asyncio.Task[Shim] | None = None
-        self.binary: ShimBinary | None = None
-        self.bundle: Bundle | None = None
-        self.shim: Shim | None = None
-        self.refused = False
-
-    async def settle(self) -> None:
-        """Waits for the step under way, and takes what came of it."""
-        with contextlib.suppress(OrlopError, OSError):
-            if self.making is not None:
-                self.bundle = await self.making
-            if self.unpacking is not None:
-                await self.unpacking
-            if self.starting is not None:
-                self.shim = await self.starting
 
 
 def _filter(texts: Sequence[str]) -> filters.Filter:
