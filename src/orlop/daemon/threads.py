@@ -8,7 +8,6 @@ chains it to the loop's; here a thread answers the loop's future, a fourth of th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-_Step = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+from orlop.core import futures
+
+_Step = tuple["asyncio.Future[Any]", Callable[[], Any]]
 
 
 class Threads(Executor):
@@ -34,8 +35,7 @@ class Threads(Executor):
 
     def submit(self, step: Callable[..., Any], /, *args: Any, **named: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """Runs `step` in a thread unless its future, one of the loop that runs here, is cancelled before that."""
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        future = asyncio.get_running_loop().create_future()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the threads have ended")
@@ -45,7 +45,7 @@ class Threads(Executor):
                 self._threads.append(thread)
                 self._free += 1
                 thread.start()
-            self._steps.put((loop, future, partial(step, *args, **named) if args or named else step))
+            self._steps.put((future, partial(step, *args, **named) if args or named else step))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -63,7 +63,7 @@ class Threads(Executor):
             self._take(*taken)
             del taken  # not kept until the next comes
 
-    def _take(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], step: Callable[[], Any]) -> None:
+    def _take(self, future: asyncio.Future[Any], step: Callable[[], Any]) -> None:
         tell: Callable[[Any], None] = future.set_result
         outcome = None
         if not future.cancelled():
@@ -73,11 +73,5 @@ class Threads(Executor):
                 tell, outcome = future.set_exception, error
         with self._lock:
             self._free += 1
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-            loop.call_soon_threadsafe(_tell, future, tell, outcome)
+        futures.answer(future, tell, outcome)
         del future, tell, outcome  # an error has this frame
-
-
-def _tell(future: asyncio.Future[Any], tell: Callable[[Any], None], outcome: Any) -> None:
-    if not future.cancelled():
-        tell(outcome)

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import apsw
 
 from orlop import faults
+from orlop.core import futures
 from orlop.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unavailable
 from orlop.metadata import reserve
 from orlop.metadata.reserve import Reserve
@@ -51,11 +52,10 @@ _log = logging.getLogger(__name__)
 class _LoopFuture:
     """The future of a caller on an event loop, as the writer's thread deals with one of `concurrent.futures`."""
 
-    __slots__ = ("_done", "_loop", "awaited")
+    __slots__ = ("_done", "awaited")
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.awaited: asyncio.Future[Any] = self._loop.create_future()
+        self.awaited: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._done = False
 
     def set_running_or_notify_cancel(self) -> bool:
@@ -72,13 +72,7 @@ class _LoopFuture:
 
     def _tell(self, tell: Callable[[Any], None], outcome: Any) -> None:
         self._done = True
-
-        def answer() -> None:
-            if not self.awaited.cancelled():
-                tell(outcome)
-
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(answer)
+        futures.answer(self.awaited, tell, outcome)
 
 
 @dataclass(slots=True)
