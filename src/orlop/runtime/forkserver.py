@@ -101,15 +101,19 @@ class ForkServer:
         """What a shim answers on `connection`, which is closed. Raises OSError and ValueError."""
         loop = asyncio.get_running_loop()
         with connection:
+            connection.setblocking(False)
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await loop.sock_sendall(connection, request.encode())
-                return _answer_of(await loop.sock_recv(connection, _ANSWER_LIMIT))
+                data = await loop.sock_recv(connection, _ANSWER_LIMIT)
+        if not data:
+            raise ConnectionResetError("no answer")
+        return ForkAnswer.decode(data)
 
     async def _ask_again(self, request: ForkRequest) -> ForkAnswer:
         """Asks in turn, and starts the server where it does not answer. Raises Unavailable."""
         async with self._lock:
             try:
-                return await asyncio.to_thread(self._ask_new, request)
+                return await self._ask(await asyncio.to_thread(self._connect, ANSWER_TIMEOUT), request)
             except (OSError, ValueError) as error:
                 log.info("the fork server does not answer (%s): it is started", error)
             connection = await asyncio.to_thread(self._restart)
@@ -118,13 +122,8 @@ class ForkServer:
             except (OSError, ValueError) as error:
                 raise Unavailable(f"fork server {self._path}: {error}") from None
 
-    def _ask_new(self, request: ForkRequest) -> ForkAnswer:
-        with self._connect(ANSWER_TIMEOUT) as sock:
-            sock.sendall(request.encode())
-            return _answer_of(sock.recv(_ANSWER_LIMIT))
-
     def _connect(self, timeout: float) -> socket.socket:
-        """A connection whose operations wait `timeout` seconds; with 0 they do not, nor does this."""
+        """A connection, for which this waits `timeout` seconds if the server has many to take."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.settimeout(timeout)
@@ -181,12 +180,6 @@ class ForkServer:
                     signal.pidfd_send_signal(handle, number)
                 finally:
                     os.close(handle)
-
-
-def _answer_of(data: bytes) -> ForkAnswer:
-    if not data:
-        raise ConnectionResetError("no answer")
-    return ForkAnswer.decode(data)
 
 
 def _let_go(spare: socket.socket) -> None:
