@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from orlop.api.events import snapshot_pb2
 from orlop.core.event import Envelope
+from orlop.core.snapshot import EXTRACTION
 from orlop.runtime.owner import Owner
 from orlop.shim.cgroup import own_procs
 
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 
 SIGNS = ('topic=="/snapshot/prepare"', 'topic=="/containers/create"')
 """Events after which a container is likely to be started."""
-_UNPACKED = "extract-"
-"""What the names of snapshots begin with that layers are unpacked to."""
 
 
 class CgroupMoves:
@@ -73,5 +72,5 @@ def _is_unpacking(envelope: Envelope) -> bool:
     if envelope.topic != "/snapshot/prepare":
         return False
     with suppress(DecodeError):
-        return snapshot_pb2.SnapshotPrepare.FromString(envelope.event.value).key.startswith(_UNPACKED)
+        return snapshot_pb2.SnapshotPrepare.FromString(envelope.event.value).key.startswith(EXTRACTION)
     return True

@@ -393,7 +393,7 @@ class Container:
         return not any(namespace.get("type") == "pid" and not namespace.get("path") for namespace in namespaces)
 
     def _has_hooks(self) -> bool:
-        """Whether there may be hooks."""
+        """Whether the spec may have hooks: whether it has the word, as all of it need not be parsed for that."""
         try:
             return b'"hooks"' in files.read(os.path.join(self.bundle, "config.json"))
         except OSError:
