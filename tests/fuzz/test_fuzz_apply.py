@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +30,12 @@ def block(name: bytes, type: bytes, link: bytes, mode: int, data: bytes) -> byte
 ARCHIVES = st.lists(
     st.builds(block, NAMES, TYPES, TARGETS, st.integers(0, 0o7777), st.binary(max_size=600)), max_size=9
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage() -> None:
+    """What earlier tests left to the collector is not to go while descriptors are counted here."""
+    gc.collect()
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
